@@ -1,0 +1,29 @@
+// The resources at the bottom, and the adaptors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "device/device.h"
+#include "memory/memory_resource.h"
+
+namespace memsys {
+
+// Anonymous mappings, page-aligned, kept out of core dumps. `touch_threads` > 0 touches every page at allocation,
+// in parallel on queues of the executor, so that no page fault is left for the lanes.
+std::shared_ptr<MemoryResource> make_mmap_resource();
+// The same, pre-touched and registered with the device (pinned). On a device that needs no pinning it is plain
+// pre-touched memory of tier pageable.
+std::shared_ptr<MemoryResource> make_pinned_resource(std::shared_ptr<Device> device, int64_t touch_thread_count = 2);
+// Device memory on stream 0.
+std::shared_ptr<MemoryResource> make_device_resource(std::shared_ptr<Device> device);
+
+// Fails the k-th allocation (counted from 0), once or from then on, with BudgetError. at = -1: never.
+class FaultyMemoryResource : public MemoryResource {
+ public:
+  virtual void arm(int64_t at, bool persistent) = 0;
+  virtual int64_t attempt_count() const = 0;
+};
+std::shared_ptr<FaultyMemoryResource> make_faulty_resource(std::shared_ptr<MemoryResource> upstream);
+
+}  // namespace memsys

@@ -29,7 +29,12 @@ def floors() -> list[str]:
 
 def configure_command() -> list[str]:
     """CMake's arguments. Sanitized builds leave CUDA out: its runtime allocates in ways they do not understand."""
-    options = {"CMAKE_BUILD_TYPE": "RelWithDebInfo", "MEMSYS_TESTS": "ON", "MEMSYS_PYTHON": "OFF", "MEMSYS_WERROR": "ON"}
+    options = {
+        "CMAKE_BUILD_TYPE": "RelWithDebInfo",
+        "MEMSYS_TESTS": "ON",
+        "MEMSYS_PYTHON": "OFF",
+        "MEMSYS_WERROR": "ON",
+    }
     options["CMAKE_MAKE_PROGRAM"] = shutil.which("ninja") or "ninja"
     if SANITIZE:
         options |= {"MEMSYS_SANITIZE": SANITIZE, "MEMSYS_CUDA": "OFF"}

@@ -1,0 +1,45 @@
+# The developer's loop, and what CI runs: each command is written here once. A virtual environment should be active.
+# It is `pytest`, not `python -m pytest`: the latter would import memsys from this folder, installed or not.
+.PHONY: install test lint format native sanitize-address sanitize-thread sanitize bench-smoke nightly
+
+CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+RESULTS = benchmarks/results
+
+install:
+	python3 -m pip install --editable '.[test]'
+
+# The README's second command: installs and passes the tests.
+test: install
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CPP)
+
+format:
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CPP)
+
+# The C++ tests alone.
+native:
+	pytest tests/csrc
+
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address:
+	MEMSYS_SANITIZE=address,undefined pytest tests/csrc
+
+sanitize-thread:
+	MEMSYS_SANITIZE=thread pytest tests/csrc
+
+# Every benchmark once, so that none rots; the figures mean nothing.
+bench-smoke:
+	pytest benchmarks --benchmark-disable
+
+# The full sweeps and the benchmarks in earnest; their reports stay in the repository.
+nightly: install
+	mkdir -p $(RESULTS)
+	pytest -m nightly --junit-xml=build/nightly.xml
+	pytest benchmarks -m "nightly or not nightly" --benchmark-json=$(RESULTS)/nightly-$$(date -u +%Y-%m-%d).json

@@ -9,12 +9,15 @@
 
 namespace memsys {
 
-// Anonymous mappings, page-aligned, kept out of core dumps. `touch_threads` > 0 touches every page at allocation,
-// in parallel on queues of the executor, so that no page fault is left for the lanes.
+// Anonymous mappings, page-aligned, kept out of core dumps; a forked child finds zeros in them (see pages.h).
 std::shared_ptr<MemoryResource> make_mmap_resource();
-// The same, pre-touched and registered with the device (pinned). On a device that needs no pinning it is plain
-// pre-touched memory of tier pageable.
-std::shared_ptr<MemoryResource> make_pinned_resource(std::shared_ptr<Device> device, int64_t touch_thread_count = 2);
+// The same, with every page touched at allocation, so that no page fault is left for the lanes, and registered with
+// the device (pinned). On a device that needs no pinning it is plain touched memory of tier pageable. The pages are
+// touched in parallel on `touch_thread_count` queues of the executor, or on the calling thread where there is none.
+// Allocating waits for those queues: with an executor, never allocate from a task.
+std::shared_ptr<MemoryResource> make_pinned_resource(std::shared_ptr<Device> device,
+                                                     std::shared_ptr<Executor> executor = nullptr,
+                                                     int64_t touch_thread_count = 2);
 // Device memory on stream 0.
 std::shared_ptr<MemoryResource> make_device_resource(std::shared_ptr<Device> device);
 

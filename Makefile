@@ -2,7 +2,7 @@
 # It is `pytest`, not `python -m pytest`: the latter would import memsys from this folder, installed or not.
 .PHONY: install test lint format native sanitize-address sanitize-thread sanitize bench-smoke nightly
 
-CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 RESULTS = benchmarks/results
 
 install:

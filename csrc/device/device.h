@@ -26,6 +26,9 @@ struct StreamView {
   bool operator==(const StreamView&) const = default;
 };
 
+// Names the host itself (file I/O, a CPU loop) in note_use() and note_free(). No work can be issued on it.
+inline constexpr StreamView kHostStream{~uintptr_t{0}};
+
 struct EventId {
   uintptr_t value = 0;
 };

@@ -63,11 +63,14 @@ class SeededExecutor final : public Executor {
       const std::lock_guard lock(mutex_);
       return find_locked(id).items.empty();
     };
-    MEMSYS_EXPECT(run_until(is_empty, Failure::keep), OrderError,
-                  "a queue to be destroyed can never finish: no task can run. " + describe_queues());
-    const std::lock_guard runner(runner_);
-    const std::lock_guard lock(mutex_);
-    queues_.erase(id);
+    const bool finished = run_until(is_empty, Failure::keep);
+    const std::string held = describe_queues();
+    {
+      const std::lock_guard runner(runner_);
+      const std::lock_guard lock(mutex_);
+      queues_.erase(id);
+    }
+    MEMSYS_EXPECT(finished, OrderError, "a queue was destroyed that can never finish; its tasks are dropped. " + held);
   }
 
   void post(QueueId id, Task task, Gate gate) override {

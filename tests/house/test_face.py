@@ -1,7 +1,9 @@
-"""The face of the package: `import memsys` is quick and does nothing, __init__ only re-exports, the stub tells the truth."""
+"""The face of the package: importing it is quick and does nothing else, __init__ only re-exports, the stub is true."""
 
 import ast
+import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from sources import ROOT
 IMPORT_MS = 100
 # Run in a fresh process. Reading modules is what an import does; any other file, thread or device is not.
 PROBE = """
-import json, os, sys, threading, time
+import json, os, sys, time
 import torch
 opened = []
 def watch(event, arguments):
@@ -27,7 +29,8 @@ import memsys
 elapsed_ms = (time.perf_counter() - begin) * 1e3
 found = dict(elapsed_ms=elapsed_ms, opened=list(opened), gpu=torch.cuda.is_initialized(), where=memsys.__file__)
 found["threads"] = len(os.listdir("/proc/self/task")) - threads
-found["devices"] = [n for n in map(os.readlink, map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd")[:-1])) if "nvidia" in n]
+descriptors = [os.path.realpath("/proc/self/fd/" + name) for name in os.listdir("/proc/self/fd")]
+found["devices"] = [path for path in descriptors if "nvidia" in path]
 print(json.dumps(found))
 """
 
@@ -49,8 +52,6 @@ def needs_memsys() -> None:
 
 def probe(folder: Path) -> dict:
     """What importing the memsys of this very process does in a fresh one."""
-    import json
-
     where = Path(importlib.util.find_spec("memsys").origin).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(where)}
     output = subprocess.check_output([sys.executable, "-c", PROBE], cwd=folder, env=environment, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Names that have one home, or none: threads, torch's private parts, raw addresses, and words about how this was made."""
+"""Names that have one home, or none: threads, torch's private parts, raw addresses, words on how this was made."""
 
 import ast
 import re

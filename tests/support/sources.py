@@ -1,4 +1,4 @@
-"""The project's own files, as the house-rule tests see them: which there are, and their text without what is not code."""
+"""The project's own files, as the house-rule tests see them: which there are, and C++ without what is not code."""
 
 import re
 from collections.abc import Iterator

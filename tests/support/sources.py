@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("csrc", "memsys", "tests", "benchmarks", ".ci")
-ROOT_FILES = ("CMakeLists.txt", "Makefile", "setup.py", "pyproject.toml")
+ROOT_FILES = ("CMakeLists.txt", "conftest.py", "Makefile", "setup.py", "pyproject.toml")
 CPP = (".cpp", ".h", ".cu", ".cuh")
 GENERATED = {"__pycache__", "build", "results"}
 

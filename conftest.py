@@ -1,4 +1,4 @@
-"""What every test and benchmark needs: a reason for each skipped GPU test, and the same hypothesis examples in every CI run."""
+"""What every test and benchmark needs: a reason for a skipped GPU test, and one set of hypothesis examples in CI."""
 
 import os
 

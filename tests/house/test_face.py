@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from built import needs_memsys
 from sources import ROOT
 
 IMPORT_MS = 100
@@ -33,21 +34,6 @@ descriptors = [os.path.realpath("/proc/self/fd/" + name) for name in os.listdir(
 found["devices"] = [path for path in descriptors if "nvidia" in path]
 print(json.dumps(found))
 """
-
-
-def not_built() -> str | None:
-    """Why the package cannot be imported here; None if it can. Where CI is set that is a failure, not a reason."""
-    if importlib.util.find_spec("memsys") and importlib.util.find_spec("memsys._C"):
-        return None
-    if os.environ.get("CI"):
-        pytest.fail("memsys._C is not built: pip install -e .")
-    return "memsys._C is not built: pip install -e ."
-
-
-def needs_memsys() -> None:
-    """Skips, with the reason, where the package is not installed."""
-    if reason := not_built():
-        pytest.skip(reason)
 
 
 def probe(folder: Path) -> dict:

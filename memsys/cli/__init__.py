@@ -1,0 +1,1 @@
+"""The command line of memsys; nothing here is imported by `import memsys`."""

@@ -1,0 +1,87 @@
+"""What the commands that run the reference GPT have in common: model, text, budgets, and their command-line options.
+
+One description serves the live run and the worker processes, so that both run the same thing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from typing import Any
+
+POLICIES = ("auto", "all", "inputs")
+DTYPES = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training run of the reference GPT. Budgets are texts or None, as `memsys.offload` takes them."""
+
+    layers: int = 6
+    width: int = 512
+    seq: int = 2048
+    batch: int = 1
+    dtype: str = "fp32"
+    lr: float = 1e-3
+    seed: int = 0
+    data: str | None = None
+    device: str = "auto"
+    device_budget: str | None = None
+    host_budget: str | None = None
+    disk_budget: str | None = None
+    spill_dir: str | None = None
+    policy: str = "auto"
+    return_memory: bool = False
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Setting:
+        return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
+
+    def to_argv(self) -> list[str]:
+        """The options that give this setting again."""
+        argv: list[str] = []
+        for field in fields(self):
+            value, option = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if value is True:
+                argv.append(option)
+            elif value is not None and value is not False:
+                argv += [option, str(value)]
+        return argv
+
+    def offload_keywords(self) -> dict[str, Any]:
+        """The keyword arguments of `memsys.offload`."""
+        names = ("device_budget", "host_budget", "disk_budget", "spill_dir", "policy", "return_memory")
+        return {name: getattr(self, name) for name in names}
+
+    def describe(self) -> str:
+        return f"GPT of {self.layers} layers, width {self.width}, sequence {self.seq}, batch {self.batch}, {self.dtype}"
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def add_setting_options(parser: argparse.ArgumentParser, defaults: Setting | None = None) -> None:
+    """Adds one option for each field of Setting."""
+    defaults = defaults or Setting()
+    model = parser.add_argument_group("model and text")
+    model.add_argument("--layers", type=positive, default=defaults.layers, help="layers of the GPT (%(default)s)")
+    model.add_argument("--width", type=positive, default=defaults.width, help="width, a multiple of 64 (%(default)s)")
+    model.add_argument("--seq", type=positive, default=defaults.seq, help="bytes in a sequence (%(default)s)")
+    model.add_argument("--batch", type=positive, default=defaults.batch, help="sequences in a step (%(default)s)")
+    model.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="of the weights (%(default)s)")
+    model.add_argument("--lr", type=float, default=defaults.lr, help="learning rate of AdamW (%(default)s)")
+    model.add_argument("--seed", type=int, default=defaults.seed, help="of weights and batches (%(default)s)")
+    model.add_argument("--data", metavar="FILE", help="text to train on (the Python standard library's source)")
+    model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if any")
+    budgets = parser.add_argument_group("budgets", 'bytes, "512MiB", "20GB", or "80%%" of what is free')
+    budgets.add_argument("--device-budget", default=defaults.device_budget, help="top tier (%(default)s)")
+    budgets.add_argument("--host-budget", default=defaults.host_budget, help="buffers in RAM (%(default)s)")
+    budgets.add_argument("--disk-budget", default=defaults.disk_budget, help="spill files (%(default)s)")
+    budgets.add_argument("--spill-dir", metavar="FOLDER", help="for spill files (TMPDIR, or /var/tmp)")
+    budgets.add_argument("--policy", choices=POLICIES, default=defaults.policy, help="what moves (%(default)s)")
+    budgets.add_argument("--return-memory", action="store_true", help="give freed heap back to the system")

@@ -1,0 +1,1 @@
+"""What memsys can tell about the machine and about a run."""

@@ -1,0 +1,96 @@
+"""The worker that measures one way of training, the comparison on top, and the link rates."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from memsys.cli import compare as compare_module
+from memsys.cli.measure import MeasureError, measure, measure_in_process
+from memsys.cli.peak import PeakGrowth
+from memsys.cli.setting import Setting
+from memsys.report import links
+
+KEYS = {"mode", "device", "setting", "mmap_threshold", "median_step_s", "step_s", "growth_bytes", "growth_since"}
+KEYS |= {"baseline_bytes", "loss", "stats"}
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Setting:
+    (tmp_path / "text").write_bytes(os.urandom(4096))
+    return Setting(layers=2, width=64, seq=64, device="cpu", data=str(tmp_path / "text"))
+
+
+def test_growth_is_the_peak_and_not_the_end():
+    peak = PeakGrowth(torch.device("cpu"))
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    del block
+    if not peak.is_reset:
+        pytest.skip("/proc/self/clear_refs is refused here, so the peak counts from the start of the process")
+    assert peak.growth_bytes() == pytest.approx(64 << 20, rel=0.2)
+    assert PeakGrowth(torch.device("cpu")).growth_bytes() < 16 << 20
+
+
+@pytest.mark.parametrize("mode", ["checkpoint", "save_on_cpu"])
+def test_each_way_trains_to_the_same_bits(tiny, mode):
+    plain = measure(tiny, "plain", steps=2)
+    other = measure(tiny, mode, steps=2)
+    assert set(plain) == KEYS
+    assert plain["loss"] == other["loss"]
+    assert len(plain["loss"]) == 3
+    assert len(plain["step_s"]) == 2
+    assert plain["loss"][0] != plain["loss"][1]
+
+
+def test_a_worker_gives_the_same_losses_as_this_process(tiny):
+    result = measure_in_process(tiny, "plain", steps=1, mmap_threshold=128 << 10)
+    assert set(result) == KEYS
+    assert result["mmap_threshold"] == 128 << 10
+    assert result["growth_bytes"] > 0
+    assert result["loss"] == measure(tiny, "plain", steps=1)["loss"]
+
+
+def test_a_failing_worker_says_why(tiny):
+    with pytest.raises(MeasureError, match=r"measuring plain ended with status 1: .*missing"):
+        measure_in_process(Setting(**vars(tiny) | {"data": "/missing"}), "plain")
+
+
+def test_comparison_takes_turns_and_medians(monkeypatch, tiny):
+    order = []
+
+    def fake(setting, mode, steps, mmap_threshold):
+        order.append(mode)
+        base = 100 if mode == "plain" else 40
+        base += len(order)
+        loss = [1.0] if mode == "plain" else [2.0]
+        result = {"growth_bytes": base, "growth_since": "model loaded", "step_s": [base / 10], "loss": loss}
+        return result | {"stats": None}
+
+    monkeypatch.setattr(compare_module, "measure_in_process", fake)
+    compared = compare_module.compare(tiny, ("plain", "memsys"), rounds=3, steps=1)
+    assert order == ["plain", "memsys"] * 3
+    assert compared["plain"]["growth_bytes"] == 103
+    assert compared["memsys"]["median_step_s"] == pytest.approx(4.4)
+    assert compared["plain"]["loss_equal"]
+    assert not compared["memsys"]["loss_equal"]
+    assert compare_module.table_rows(compared)[1][2] == "43%"
+
+
+def test_file_rates_leave_nothing_behind(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    rates = links.measure_file_rates(tmp_path, file_bytes=32 << 20)
+    assert rates.write_rate > 0
+    assert rates.read_rate > 0
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_file_rates_of_a_missing_folder_raise(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        links.measure_file_rates(tmp_path / "missing")
+
+
+def test_copy_rate_is_that_of_a_memory():
+    assert 1e8 < links.measure_copy_rate() < 1e12

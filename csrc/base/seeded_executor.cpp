@@ -126,15 +126,19 @@ class SeededExecutor final : public Executor {
     }
   }
 
-  // Runs one runnable head, chosen uniformly. Only the holder of runner_ takes heads away, so they can be looked at
-  // without mutex_, and gates may call whatever they like.
+  struct Head {
+    Queue* queue;
+    const Gate* gate;
+  };
+
+  // Runs one runnable head, chosen uniformly. Only the holder of runner_ takes heads away, and posting moves none, so
+  // their gates can be looked at without mutex_ and may call whatever they like.
   bool run_one() {
     std::vector<Queue*> runnable, blocking;
-    for (Queue* queue : pending_queues()) {
-      const Gate& gate = queue->items.front().gate;
-      if (!gate.ready || gate.ready())
+    for (const auto& [queue, gate] : heads()) {
+      if (!gate->ready || gate->ready())
         runnable.push_back(queue);
-      else if (gate.block)
+      else if (gate->block)
         blocking.push_back(queue);
     }
     // Something outside the executor (a GPU) will make these ready; until then everything else goes first.
@@ -163,12 +167,12 @@ class SeededExecutor final : public Executor {
     running_ = nullptr;
   }
 
-  std::vector<Queue*> pending_queues() {
+  std::vector<Head> heads() {
     const std::lock_guard lock(mutex_);
-    std::vector<Queue*> pending;
+    std::vector<Head> found;
     for (auto& [id, queue] : queues_)
-      if (!queue.items.empty()) pending.push_back(&queue);
-    return pending;
+      if (!queue.items.empty()) found.push_back({&queue, &queue.items.front().gate});
+    return found;
   }
 
   std::string describe_queues() {

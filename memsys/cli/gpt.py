@@ -15,6 +15,10 @@ HEAD_WIDTH = 64
 VOCABULARY = 256  # bytes
 
 
+class ShapeError(ValueError):
+    """Sizes that make no GPT."""
+
+
 @dataclass(frozen=True)
 class GPTShape:
     """Sizes of a GPT: `layers` blocks of `width` (a multiple of 64), sequences of at most `seq` bytes."""
@@ -26,7 +30,7 @@ class GPTShape:
 
     def __post_init__(self) -> None:
         if self.width % HEAD_WIDTH:
-            raise ValueError(f"width {self.width} is not a multiple of {HEAD_WIDTH}, the width of a head; try 512")
+            raise ShapeError(f"width {self.width} is not a multiple of {HEAD_WIDTH}, the width of a head; try 512")
 
 
 class Attention(nn.Module):

@@ -37,7 +37,7 @@ class StepRecord:
         ]
 
 
-COLUMNS = ("step", "loss", "time", "bytes/s", "device", "host", "file", "moved", "link use")
+COLUMNS = ("step", "loss", "time", "tokens/s", "device", "host", "file", "moved", "link use")
 _WIDTHS = (7, 8, 9, 9, 11, 11, 11, 11, 8)
 
 
@@ -54,6 +54,7 @@ class LiveView:
         if self.printer.console is not None:
             from rich.live import Live
 
+            # Redrawn once a step: a thread that redraws would compete with the training for cores.
             self._live = Live(self._table(), console=self.printer.console, auto_refresh=False)
             self._live.__enter__()
         else:
@@ -72,11 +73,13 @@ class LiveView:
             self.printer.line(_aligned(record.cells(self.steps)))
 
     def _table(self) -> Any:
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=f"training, step {len(self.records)} of {self.steps}", title_justify="left")
+        title = f"training, step {len(self.records)} of {self.steps}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in COLUMNS:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for record in self.records[-20:]:
             table.add_row(*record.cells(self.steps))
         return table

@@ -9,6 +9,8 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
+from memsys.budget import BudgetFormatError, parse_budget
+
 POLICIES = ("auto", "all", "inputs")
 DTYPES = ("fp32", "bf16")
 
@@ -65,6 +67,15 @@ def positive(text: str) -> int:
     return value
 
 
+def budget_text(text: str) -> str:
+    """argparse type: a budget, refused before anything is loaded if it makes no sense."""
+    try:
+        parse_budget(text, lambda: 0)
+    except BudgetFormatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def add_setting_options(parser: argparse.ArgumentParser, defaults: Setting | None = None) -> None:
     """Adds one option for each field of Setting."""
     defaults = defaults or Setting()
@@ -79,9 +90,27 @@ def add_setting_options(parser: argparse.ArgumentParser, defaults: Setting | Non
     model.add_argument("--data", metavar="FILE", help="text to train on (the Python standard library's source)")
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if any")
     budgets = parser.add_argument_group("budgets", 'bytes, "512MiB", "20GB", or "80%%" of what is free')
-    budgets.add_argument("--device-budget", default=defaults.device_budget, help="top tier (%(default)s)")
-    budgets.add_argument("--host-budget", default=defaults.host_budget, help="buffers in RAM (%(default)s)")
-    budgets.add_argument("--disk-budget", default=defaults.disk_budget, help="spill files (%(default)s)")
+    budgets.add_argument(
+        "--device-budget",
+        type=budget_text,
+        metavar="BYTES",
+        default=defaults.device_budget,
+        help="top tier (%(default)s)",
+    )
+    budgets.add_argument(
+        "--host-budget",
+        type=budget_text,
+        metavar="BYTES",
+        default=defaults.host_budget,
+        help="buffers in RAM (%(default)s)",
+    )
+    budgets.add_argument(
+        "--disk-budget",
+        type=budget_text,
+        metavar="BYTES",
+        default=defaults.disk_budget,
+        help="spill files (%(default)s)",
+    )
     budgets.add_argument("--spill-dir", metavar="FOLDER", help="for spill files (TMPDIR, or /var/tmp)")
     budgets.add_argument("--policy", choices=POLICIES, default=defaults.policy, help="what moves (%(default)s)")
     budgets.add_argument("--return-memory", action="store_true", help="give freed heap back to the system")

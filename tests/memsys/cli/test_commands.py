@@ -35,7 +35,15 @@ def test_every_command_has_its_options():
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["nonsense"], ["train", "--steps", "0"], ["train", "--dtype", "int8"], ["env", "--no-such"]]
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["train", "--steps", "0"],
+        ["train", "--dtype", "int8"],
+        ["train", "--device-budget", "lots"],
+        ["env", "--no-such"],
+    ],
 )
 def test_bad_options_end_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as caught:

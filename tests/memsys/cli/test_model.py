@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from memsys.cli.gpt import GPT, Block, GPTShape, parameter_count
+from memsys.cli.gpt import GPT, Block, GPTShape, ShapeError, parameter_count
 from memsys.cli.saved import estimate_saved_bytes
 from memsys.cli.text import Text, TextError, standard_library_text
 
@@ -67,7 +67,7 @@ def test_a_tied_head_is_the_embedding():
 
 
 def test_a_width_that_is_no_multiple_of_a_head_is_refused():
-    with pytest.raises(ValueError, match="width 100 is not a multiple of 64"):
+    with pytest.raises(ShapeError, match="width 100 is not a multiple of 64"):
         GPTShape(width=100)
 
 

@@ -26,7 +26,8 @@ class File {
 
   const std::string& path() const { return path_; }  // for messages; a spill file gives its folder
   int descriptor() const { return descriptor_; }     // through the page cache
-  // -1: no O_DIRECT here. Pointer, offset and bytes of a direct transfer are multiples of direct_alignment().
+  // -1: no O_DIRECT here. The alignment is a page at least, so that buffered and direct writes never share one.
+  // Pointer, offset and bytes of a direct transfer are multiples of direct_alignment().
   int direct_descriptor() const { return direct_descriptor_; }
   int64_t direct_alignment() const { return direct_alignment_; }
   bool is_direct() const { return direct_descriptor_ >= 0; }

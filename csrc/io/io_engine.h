@@ -45,9 +45,10 @@ struct IoEngineOptions {
   int64_t queue_depth = 32;  // requests in flight of the io_uring engine
 };
 
-// `automatic` takes io_uring where a probe at run time shows that it works; the environment variable MEMSYS_IO
-// ("threads" or "uring") overrides it. A seeded executor always gets the thread engine. `uring` where it is denied
-// throws SpillError.
+// `automatic` takes what the environment variable MEMSYS_IO names ("threads" or "uring"; a choice made in the options
+// is kept), else io_uring where a probe at run time shows that it works. A seeded executor always gets the thread
+// engine. `uring` where it is denied throws SpillError. Whoever drops the engine waits for what is in flight, except
+// from inside a task.
 std::shared_ptr<IoEngine> make_io_engine(std::shared_ptr<Executor> executor, IoEngineOptions options = {});
 // Whether io_uring works here; if not, `reason` says why.
 bool probe_uring(std::string* reason);

@@ -1,0 +1,107 @@
+// Binds the runtime, its fault switches, and the device calls that Python makes in simulation.
+#include "engine/runtime.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/topics.h"
+
+namespace py = pybind11;
+
+namespace memsys {
+namespace {
+
+using Release = py::call_guard<py::gil_scoped_release>;
+
+std::shared_ptr<Runtime> make(DeviceKind kind, int device_index, std::optional<uint64_t> seed, IoEngineChoice io,
+                              FaultSeam faults) {
+  return make_runtime(
+      {.kind = kind, .device_index = device_index, .seed = seed, .io = {.choice = io}, .faults = faults});
+}
+
+void* pointer_of(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void bind_enums(py::module_& module) {
+  py::enum_<DeviceKind>(module, "DeviceKind")
+      .value("host", DeviceKind::host)
+      .value("simulated", DeviceKind::simulated)
+      .value("cuda", DeviceKind::cuda);
+  py::enum_<IoEngineChoice>(module, "IoEngineChoice")
+      .value("automatic", IoEngineChoice::automatic)
+      .value("threads", IoEngineChoice::threads)
+      .value("uring", IoEngineChoice::uring);
+  py::enum_<FaultSeam>(module, "FaultSeam").value("none", FaultSeam::none).value("faulty", FaultSeam::faulty);
+  py::enum_<Use>(module, "Use").value("read", Use::read).value("write", Use::write);
+  py::enum_<FaultSpan>(module, "FaultSpan").value("once", FaultSpan::once).value("persistent", FaultSpan::persistent);
+  py::enum_<IoFault>(module, "IoFault")
+      .value("none", IoFault::none)
+      .value("no_space", IoFault::no_space)
+      .value("io_error", IoFault::io_error)
+      .value("interrupted", IoFault::interrupted)
+      .value("again", IoFault::again)
+      .value("short_transfer", IoFault::short_transfer)
+      .value("corrupt", IoFault::corrupt)
+      .value("truncated", IoFault::truncated);
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& module) {
+  bind_enums(module);
+  py::class_<Runtime, std::shared_ptr<Runtime>>(
+      module, "Runtime", "Executor, device and io engine, shared by the stores of one process and device.")
+      .def(py::init(&make), py::arg("kind"), py::arg("device_index") = 0, py::arg("seed") = py::none(),
+           py::arg("io") = IoEngineChoice::automatic, py::arg("faults") = FaultSeam::none)
+      .def_property_readonly("io_name", [](const Runtime& self) { return self.io->name(); })
+      .def_property_readonly("device_name", [](const Runtime& self) { return self.device->capabilities().name; })
+      .def_property_readonly("is_seeded", [](const Runtime& self) { return self.executor->is_seeded(); })
+      .def_property_readonly("is_host_addressable",
+                             [](const Runtime& self) { return self.device->capabilities().host_addressable; })
+      .def(
+          "step", [](Runtime& self, int64_t count) { return self.executor->step(count); }, Release(), py::arg("count"),
+          "Seeded: run at most `count` tasks.")
+      .def(
+          "drain", [](Runtime& self) { self.executor->drain(); }, Release(), "Wait until nothing is under way.")
+      .def(
+          "create_stream",
+          [](Runtime& self, const std::string& name) { return self.device->create_stream(name).value; },
+          py::arg("name"))
+      .def(
+          "allocate",
+          [](Runtime& self, int64_t bytes, uintptr_t stream) {
+            return reinterpret_cast<uintptr_t>(self.device->allocate(bytes, {stream}));
+          },
+          Release(), py::arg("bytes"), py::arg("stream"))
+      .def(
+          "free",
+          [](Runtime& self, uintptr_t address, int64_t bytes, uintptr_t stream) {
+            self.device->free(pointer_of(address), bytes, {stream});
+          },
+          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"))
+      .def(
+          "note_use",
+          [](Runtime& self, uintptr_t address, int64_t bytes, uintptr_t stream, Use use) {
+            self.device->note_use(pointer_of(address), bytes, {stream}, use);
+          },
+          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"), py::arg("use"))
+      .def(
+          "note_free",
+          [](Runtime& self, uintptr_t address, int64_t bytes, uintptr_t stream) {
+            self.device->note_free(pointer_of(address), bytes, {stream});
+          },
+          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"))
+      .def(
+          "arm_io",
+          [](Runtime& self, IoFault fault, int64_t at, FaultSpan span) {
+            self.faulty_io->arm({.fault = fault, .at = at, .span = span});
+          },
+          py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once)
+      .def_property_readonly("io_attempt_count", [](const Runtime& self) { return self.faulty_io->attempt_count(); })
+      .def(
+          "arm_memory",
+          [](Runtime& self, int64_t at, FaultSpan span) { self.faulty_memory->arm(at, span == FaultSpan::persistent); },
+          py::arg("at"), py::arg("span") = FaultSpan::once)
+      .def_property_readonly("memory_attempt_count",
+                             [](const Runtime& self) { return self.faulty_memory->attempt_count(); });
+}
+
+}  // namespace memsys

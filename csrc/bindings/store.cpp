@@ -1,0 +1,145 @@
+// Binds the tensor store. Addresses and streams cross as integers; restored bytes come out as a buffer.
+#include <pybind11/stl.h>
+
+#include "bindings/topics.h"
+#include "engine/runtime.h"
+#include "engine/tensor_store.h"
+
+namespace py = pybind11;
+
+namespace memsys {
+namespace {
+
+using Release = py::call_guard<py::gil_scoped_release>;
+
+// Restored bytes in the store's memory, alive as long as any tensor over them.
+struct TargetBuffer {
+  std::shared_ptr<Buffer> owner;
+  void* data;
+  int64_t bytes;
+};
+
+std::shared_ptr<TensorStore> make_store(const std::shared_ptr<Runtime>& runtime, const std::string& spill_folder,
+                                        int64_t device_budget_bytes, int64_t host_budget_bytes,
+                                        int64_t disk_budget_bytes, bool use_direct_io, bool check_host_copies) {
+  return TensorStore::make({.executor = runtime->executor,
+                            .device = runtime->device,
+                            .io = runtime->io,
+                            .host_upstream = runtime->faulty_memory,
+                            .spill_folder = spill_folder,
+                            .device_budget_bytes = device_budget_bytes,
+                            .host_budget_bytes = host_budget_bytes,
+                            .disk_budget_bytes = disk_budget_bytes,
+                            .direct = use_direct_io ? DirectMode::automatic : DirectMode::off,
+                            .host_check = check_host_copies ? HostCheck::checksum : HostCheck::off});
+}
+
+template <typename Block>
+py::object error_of(const Block& ticket) {
+  if (!ticket.is_done() || !ticket.error()) return py::none();
+  try {
+    std::rethrow_exception(ticket.error());
+  } catch (const std::exception& error) {
+    return py::str(error.what());
+  }
+}
+
+void bind_blocks(py::module_& module) {
+  py::enum_<Tier>(module, "Tier")
+      .value("device", Tier::device)
+      .value("pinned", Tier::pinned)
+      .value("pageable", Tier::pageable)
+      .value("file", Tier::file);
+  py::class_<SavedBlock, BlockRef>(module, "SavedBlock", "Bytes that left the device.")
+      .def_readonly("bytes", &SavedBlock::bytes)
+      .def_readonly("target_tier", &SavedBlock::target_tier)
+      .def_property_readonly("has_left", [](const SavedBlock& self) { return self.left.is_done(); })
+      .def_property_readonly("leave_error", [](const SavedBlock& self) { return error_of(self.left); })
+      .def_property_readonly("is_stored", [](const SavedBlock& self) { return self.stored.is_done(); })
+      .def_property_readonly("has_host_copy", [](const SavedBlock& self) { return self.host_copy() != nullptr; });
+  py::class_<Arrival, ArrivalRef>(module, "Arrival", "A swap-in under way.")
+      .def_property_readonly("is_done", [](const Arrival& self) { return self.done.is_done(); })
+      .def_property_readonly("is_issued", [](const Arrival& self) { return self.issued.is_done(); })
+      .def(
+          "target",
+          [](const Arrival& self) {
+            return TargetBuffer{self.owned_target, self.target, self.block->bytes};
+          },
+          "The restored bytes, in the store's own memory.");
+  py::class_<TargetBuffer>(module, "TargetBuffer", py::buffer_protocol()).def_buffer([](const TargetBuffer& self) {
+    return py::buffer_info(self.data, 1, py::format_descriptor<unsigned char>::format(), 1, {self.bytes}, {1});
+  });
+  py::class_<ByteBudget, std::shared_ptr<ByteBudget>>(module, "ByteBudget")
+      .def("try_reserve", &ByteBudget::try_reserve, py::arg("bytes"))
+      .def("release", &ByteBudget::release, py::arg("bytes"))
+      .def("reset_peak", &ByteBudget::reset_peak)
+      .def_property_readonly("limit_bytes", &ByteBudget::limit_bytes)
+      .def_property_readonly("used_bytes", &ByteBudget::used_bytes)
+      .def_property_readonly("peak_bytes", &ByteBudget::peak_bytes)
+      .def_property_readonly("left_bytes", &ByteBudget::left_bytes);
+}
+
+py::dict stats_of(const TensorStore& self) {
+  const StoreStats stats = self.stats();
+  py::dict result;
+  result["out_bytes"] = stats.out_bytes;
+  result["in_bytes"] = stats.in_bytes;
+  result["out_count"] = stats.out_count;
+  result["in_count"] = stats.in_count;
+  result["file_out_bytes"] = stats.file_out_bytes;
+  result["file_in_bytes"] = stats.file_in_bytes;
+  result["in_flight_bytes"] = stats.in_flight_bytes;
+  result["spill_used_bytes"] = self.spill_used_bytes();
+  return result;
+}
+
+}  // namespace
+
+void bind_store(py::module_& module) {
+  bind_blocks(module);
+  py::class_<TensorStore, std::shared_ptr<TensorStore>>(module, "TensorStore",
+                                                        "Puts the bytes of saved tensors away and brings them back.")
+      .def(py::init(&make_store), py::kw_only(), py::arg("runtime"), py::arg("spill_folder"),
+           py::arg("device_budget_bytes"), py::arg("host_budget_bytes"), py::arg("disk_budget_bytes"),
+           py::arg("use_direct_io") = true, py::arg("check_host_copies") = false)
+      .def(
+          "swap_out",
+          [](TensorStore& self, uintptr_t address, int64_t bytes, uintptr_t stream, Tier tier) {
+            return self.swap_out(reinterpret_cast<const void*>(address), bytes, {stream}, tier);
+          },
+          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"), py::arg("tier"))
+      .def(
+          "order_source",
+          [](TensorStore& self, const BlockRef& block, uintptr_t stream) { return self.order_source(block, {stream}); },
+          Release(), py::arg("block"), py::arg("stream"))
+      .def(
+          "swap_in",
+          [](TensorStore& self, const BlockRef& block, uintptr_t address, uintptr_t stream) {
+            return self.swap_in(block, reinterpret_cast<void*>(address), {stream});
+          },
+          Release(), py::arg("block"), py::arg("address"), py::arg("stream"))
+      .def(
+          "arrive",
+          [](TensorStore& self, const ArrivalRef& arrival, uintptr_t stream) { self.arrive(arrival, {stream}); },
+          Release(), py::arg("arrival"), py::arg("stream"))
+      .def("wait_ended", &TensorStore::wait_ended, Release(), py::arg("seen_count"), py::arg("timeout_us"))
+      .def("drain", &TensorStore::drain, Release())
+      .def(
+          "trim", [](TensorStore& self) { return self.target_arena().trim() + self.host_arena().trim(); }, Release())
+      .def(
+          "trim_targets", [](TensorStore& self, int64_t keep_bytes) { return self.target_arena().trim(keep_bytes); },
+          Release(), py::arg("keep_bytes"))
+      .def("check_invariants",
+           [](TensorStore& self) {
+             self.target_arena().check_invariants();
+             self.host_arena().check_invariants();
+           })
+      .def_property_readonly("ended_count", &TensorStore::ended_count)
+      .def_property_readonly("in_flight_bytes", [](const TensorStore& self) { return self.stats().in_flight_bytes; })
+      .def_property_readonly("device_budget", &TensorStore::device_budget, py::return_value_policy::reference_internal)
+      .def_property_readonly("host_budget", &TensorStore::host_budget, py::return_value_policy::reference_internal)
+      .def_property_readonly("disk_budget", &TensorStore::disk_budget, py::return_value_policy::reference_internal)
+      .def("stats", &stats_of);
+}
+
+}  // namespace memsys

@@ -1,0 +1,13 @@
+// One function a topic: each adds its classes and functions to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace memsys {
+
+void bind_errors(pybind11::module_& module);
+void bind_runtime(pybind11::module_& module);
+void bind_store(pybind11::module_& module);
+void bind_system(pybind11::module_& module);
+
+}  // namespace memsys

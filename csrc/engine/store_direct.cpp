@@ -1,0 +1,38 @@
+// The direct road: device memory is host memory, so a block is written from, and read into, the tensor's own bytes.
+#include <utility>
+
+#include "engine/tensor_store.h"
+
+namespace memsys {
+
+void TensorStore::start_direct_out(const BlockRef& block, const void* source, StreamView producer) {
+  block->file_span = std::make_shared<FileSpan>(spill_, block->bytes, block->phase);
+  const EventRef produced = engine_->mark(producer);
+  const Gate gate = engine_->device().gate(produced->id());
+  engine_->executor().post(
+      engine_->file_lane().write_queue,
+      [this, block, source, produced] {
+        block->file_span->write(source, engine_->file_lane(), [this, block](std::exception_ptr error) {
+          end(block->stored, error);
+          source_left(block, error);
+        });
+      },
+      gate);
+}
+
+void TensorStore::start_direct_in(const ArrivalRef& arrival) {
+  const BlockRef& block = arrival->block;
+  file_in_bytes_ += block->file_span->file_bytes();
+  engine_->executor().post(engine_->file_lane().read_queue,
+                           [this, arrival] {
+                             if (arrival->block->stored.error()) return fail(arrival, arrival->block->stored.error());
+                             arrival->block->file_span->read(arrival->target, engine_->file_lane(),
+                                                             [this, arrival](std::exception_ptr error) {
+                                                               end(arrival->issued, error);
+                                                               end(arrival->done, error);
+                                                             });
+                           },
+                           {.ready = [block] { return block->stored.is_done(); }, .block = {}});
+}
+
+}  // namespace memsys

@@ -1,0 +1,102 @@
+// The staged road: device, then pinned host memory, then perhaps a file, and back. The host copy is reused only after
+// the last transfer that reads it; a failed file write leaves the block in host memory, where it is as good.
+#include <utility>
+
+#include "base/bytes.h"
+#include "engine/tensor_store.h"
+#include "io/checksum.h"
+
+namespace memsys {
+
+void TensorStore::start_staged_out(const BlockRef& block, const void* source, StreamView producer) {
+  auto host = std::make_shared<Buffer>(host_arena_, block->bytes);
+  if (block->target_tier == Tier::file) block->file_span = std::make_shared<FileSpan>(spill_, block->bytes, 0);
+  block->copied_out = engine_->copy_out(host->data(), source, block->bytes, producer);
+  block->set_host_copy(std::move(host));
+  engine_->run_after(block->copied_out, Direction::out, [this, block] { after_copied_out(block); });
+}
+
+void TensorStore::after_copied_out(const BlockRef& block) {
+  source_left(block, nullptr);
+  const bool needs_checksum = host_check_ == HostCheck::checksum;
+  if (!block->file_span && !needs_checksum) return end(block->stored, nullptr);
+  engine_->executor().post(engine_->file_lane().write_queue, [this, block, needs_checksum] {
+    const auto host = block->host_copy();
+    engine_->device().query(block->copied_out->id());
+    engine_->device().note_use(host->data(), block->bytes, kHostStream, Use::read);
+    if (needs_checksum) {
+      block->checksum = crc32c(host->data(), block->bytes);
+      block->has_checksum = true;
+    }
+    if (!block->file_span) return end(block->stored, nullptr);
+    block->file_span->write(host->data(), engine_->file_lane(), [this, block, host](std::exception_ptr error) {
+      if (!error) block->set_host_copy(nullptr);
+      end(block->stored, nullptr);
+    });
+  });
+}
+
+bool TensorStore::order_source(const BlockRef& block, StreamView stream) {
+  if (!block->copied_out) return block->left.is_done();
+  engine_->device().wait(stream, block->copied_out->id());
+  return true;
+}
+
+void TensorStore::start_staged_in(const ArrivalRef& arrival) {
+  const BlockRef& block = arrival->block;
+  auto host = block->host_copy();
+  if (host && host_check_ == HostCheck::off) return issue_copy_in(arrival, std::move(host));
+  if (host) return verify_then_issue(arrival, std::move(host));
+  read_then_issue(arrival);
+}
+
+// Runs in tasks too, so what goes wrong ends the arrival instead of being thrown.
+void TensorStore::issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host) {
+  try {
+    arrival->copied_in = engine_->copy_in(arrival->target, host->data(), arrival->block->bytes, arrival->allocated,
+                                          arrival->block->copied_out);
+    // The event's task holds the host copy: it is reused only once nothing reads it.
+    engine_->run_after(arrival->copied_in, Direction::in, [this, arrival, host = std::move(host)]() mutable {
+      host.reset();
+      end(arrival->done, nullptr);
+    });
+    end(arrival->issued, nullptr);
+  } catch (...) {
+    fail(arrival, std::current_exception());
+  }
+}
+
+void TensorStore::fail(const ArrivalRef& arrival, std::exception_ptr error) {
+  end(arrival->issued, error);
+  end(arrival->done, error);
+}
+
+void TensorStore::verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<Buffer> host) {
+  const BlockRef& block = arrival->block;
+  const auto verify = [this, arrival, host = std::move(host)] {
+    const SavedBlock& saved = *arrival->block;
+    const uint32_t found = crc32c(host->data(), saved.bytes);
+    if (!saved.has_checksum || found == saved.checksum) return issue_copy_in(arrival, host);
+    fail(arrival, std::make_exception_ptr(CorruptionError(
+                      "host copy of a saved tensor, " + format_bytes(saved.bytes) + ": checksum wanted " +
+                      std::to_string(saved.checksum) + ", found " + std::to_string(found) +
+                      "; something wrote to this memory; run once more under a memory checker")));
+  };
+  engine_->executor().post(engine_->file_lane().read_queue, verify,
+                           {.ready = [block] { return block->stored.is_done(); }, .block = {}});
+}
+
+void TensorStore::read_then_issue(const ArrivalRef& arrival) {
+  auto staging = std::make_shared<Buffer>(host_arena_, arrival->block->bytes);
+  file_in_bytes_ += arrival->block->file_span->file_bytes();
+  engine_->executor().post(engine_->file_lane().read_queue, [this, arrival, staging = std::move(staging)] {
+    engine_->device().note_use(staging->data(), arrival->block->bytes, kHostStream, Use::write);
+    arrival->block->file_span->read(staging->data(), engine_->file_lane(),
+                                    [this, arrival, staging](std::exception_ptr error) {
+                                      if (!error) return issue_copy_in(arrival, staging);
+                                      fail(arrival, error);
+                                    });
+  });
+}
+
+}  // namespace memsys

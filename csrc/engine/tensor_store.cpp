@@ -1,0 +1,123 @@
+// See tensor_store.h. The two roads are in store_direct.cpp and store_staged.cpp.
+#include "engine/tensor_store.h"
+
+#include "base/bytes.h"
+#include "memory/limited_resource.h"
+#include "memory/resources.h"
+
+namespace memsys {
+namespace {
+
+// Restored tensors reuse these slabs step after step, so that their pages are touched once.
+constexpr int64_t kTargetSlabBytes = int64_t{16} << 20;
+
+}  // namespace
+
+std::shared_ptr<TensorStore> TensorStore::make(const StoreOptions& options) {
+  return std::shared_ptr<TensorStore>(new TensorStore(options));
+}
+
+TensorStore::TensorStore(const StoreOptions& options)
+    : engine_(std::make_shared<TransferEngine>(options.executor, options.device, options.io)),
+      device_budget_(std::make_shared<ByteBudget>("device_budget", options.device_budget_bytes)),
+      host_budget_(std::make_shared<ByteBudget>("host_budget", options.host_budget_bytes)),
+      disk_budget_(std::make_shared<ByteBudget>("disk_budget", options.disk_budget_bytes)),
+      spill_(std::make_shared<SpillSpace>(options.spill_folder, disk_budget_, options.direct)),
+      host_check_(options.host_check) {
+  const auto pinned = make_pinned_resource(options.device);
+  const auto host = options.host_upstream ? options.host_upstream : pinned;
+  host_arena_ = make_arena(make_limited_resource(host, host_budget_));
+  target_arena_ = make_arena(make_limited_resource(pinned, device_budget_), {.slab_bytes = kTargetSlabBytes});
+}
+
+// Tasks refer to the store, so none may be left.
+TensorStore::~TensorStore() {
+  try {
+    drain();
+  } catch (...) {  // whoever waited for the failed transfer has seen its error
+  }
+}
+
+void TensorStore::drain() { engine_->executor().drain(); }
+
+bool TensorStore::is_direct(const SavedBlock& block) const {
+  return block.target_tier == Tier::file && engine_->device().capabilities().host_addressable;
+}
+
+BlockRef TensorStore::swap_out(const void* source, int64_t bytes, StreamView producer, Tier target) {
+  MEMSYS_EXPECT(bytes > 0, InputError, "swap_out: wanted at least 1 byte, found " + std::to_string(bytes));
+  auto block = std::make_shared<SavedBlock>();
+  block->bytes = bytes;
+  block->target_tier = target;
+  block->phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(source) % SavedBlock::kPhaseBytes);
+  device_budget_->reserve(bytes);
+  in_flight_bytes_ += bytes;
+  try {
+    is_direct(*block) ? start_direct_out(block, source, producer) : start_staged_out(block, source, producer);
+  } catch (...) {
+    device_budget_->release(bytes);
+    in_flight_bytes_ -= bytes;
+    throw;
+  }
+  out_bytes_ += bytes;
+  ++out_count_;
+  if (block->file_span) file_out_bytes_ += block->file_span->file_bytes();
+  return block;
+}
+
+// A source that could not leave stays reserved: its owner keeps it, and releases the bytes when it dies.
+void TensorStore::source_left(const BlockRef& block, std::exception_ptr error) {
+  in_flight_bytes_ -= block->bytes;
+  if (!error) device_budget_->release(block->bytes);
+  end(block->left, std::move(error));
+}
+
+void TensorStore::end(Ticket& ticket, std::exception_ptr error) {
+  ticket.finish(std::move(error));
+  ++ended_count_;
+  engine_->executor().notify();
+}
+
+ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView consumer) {
+  auto arrival = std::make_shared<Arrival>();
+  arrival->block = block;
+  arrival->target = target;
+  if (target == nullptr) allocate_target(*arrival);
+  is_direct(*block) ? start_direct_in(arrival) : [&] {
+    arrival->allocated = engine_->mark(consumer);
+    start_staged_in(arrival);
+  }();
+  in_bytes_ += block->bytes;
+  ++in_count_;
+  return arrival;
+}
+
+void TensorStore::allocate_target(Arrival& arrival) {
+  const SavedBlock& block = *arrival.block;
+  const int64_t bytes = align_up(block.phase + block.bytes, SavedBlock::kPhaseBytes);
+  arrival.owned_target = std::make_shared<Buffer>(target_arena_, bytes);
+  arrival.owned_offset_bytes = block.phase;
+  arrival.target = static_cast<unsigned char*>(arrival.owned_target->data()) + block.phase;
+}
+
+void TensorStore::arrive(const ArrivalRef& arrival, StreamView consumer) {
+  arrival->issued.wait(engine_->executor());
+  if (arrival->copied_in) engine_->device().wait(consumer, arrival->copied_in->id());
+}
+
+int64_t TensorStore::wait_ended(int64_t seen_count, int64_t timeout_us) {
+  engine_->executor().wait_for([&] { return ended_count_ > seen_count; }, timeout_us);
+  return ended_count_;
+}
+
+StoreStats TensorStore::stats() const {
+  return {.out_bytes = out_bytes_,
+          .in_bytes = in_bytes_,
+          .out_count = out_count_,
+          .in_count = in_count_,
+          .file_out_bytes = file_out_bytes_,
+          .file_in_bytes = file_in_bytes_,
+          .in_flight_bytes = in_flight_bytes_};
+}
+
+}  // namespace memsys

@@ -1,0 +1,95 @@
+// Puts the bytes of saved tensors away and brings them back: the floor under activations. A block goes out to host
+// memory or to a file and may come back any number of times. Two roads: direct (device memory is host memory: the
+// file is written from and read into the tensor's own memory) and staged (through pinned memory, by the lanes).
+// Nothing here knows torch: addresses come in, and whoever owns a source keeps it until `left` has ended.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/saved_block.h"
+#include "memory/arena.h"
+#include "memory/byte_budget.h"
+
+namespace memsys {
+
+enum class HostCheck { off, checksum };
+
+struct StoreOptions {
+  std::shared_ptr<Executor> executor;
+  std::shared_ptr<Device> device;
+  std::shared_ptr<IoEngine> io;
+  std::shared_ptr<MemoryResource> host_upstream;  // null: pinned memory of the device
+  std::string spill_folder;
+  int64_t device_budget_bytes = -1;
+  int64_t host_budget_bytes = -1;
+  int64_t disk_budget_bytes = -1;
+  DirectMode direct = DirectMode::automatic;
+  HostCheck host_check = HostCheck::off;
+};
+
+struct StoreStats {
+  int64_t out_bytes = 0, in_bytes = 0, out_count = 0, in_count = 0;
+  int64_t file_out_bytes = 0, file_in_bytes = 0, in_flight_bytes = 0;
+};
+
+class TensorStore : public std::enable_shared_from_this<TensorStore> {
+ public:
+  static std::shared_ptr<TensorStore> make(const StoreOptions& options);
+  ~TensorStore();
+
+  // Starts to put [source, source + bytes) away, after everything issued so far on `producer`. Reserves the bytes
+  // in the device budget while they are in flight. Throws BudgetError or SpillError with nothing changed.
+  BlockRef swap_out(const void* source, int64_t bytes, StreamView producer, Tier target);
+  // Lets `stream`'s allocator reuse the source at once: its later work waits for the copy. Staged path only; returns
+  // whether the source may now be dropped.
+  bool order_source(const BlockRef& block, StreamView stream);
+
+  // Starts to bring a block back into `target` (allocated on `consumer`), or into memory of the store if null.
+  ArrivalRef swap_in(const BlockRef& block, void* target, StreamView consumer);
+  // Later work on `consumer` may read the target. Blocks the host (the GIL released) as long as it must; throws
+  // the transfer's error.
+  void arrive(const ArrivalRef& arrival, StreamView consumer);
+
+  // Sleeps until more than `seen_count` transfers have ended, or the time is up; returns the count.
+  int64_t wait_ended(int64_t seen_count, int64_t timeout_us);
+  int64_t ended_count() const { return ended_count_; }
+  void drain();
+
+  ByteBudget& device_budget() { return *device_budget_; }
+  ByteBudget& host_budget() { return *host_budget_; }
+  ByteBudget& disk_budget() { return *disk_budget_; }
+  Arena& target_arena() { return *target_arena_; }
+  Arena& host_arena() { return *host_arena_; }
+  TransferEngine& engine() { return *engine_; }
+  int64_t spill_used_bytes() const { return spill_->used_bytes(); }
+  StoreStats stats() const;
+
+ private:
+  explicit TensorStore(const StoreOptions& options);
+  bool is_direct(const SavedBlock& block) const;
+  void start_direct_out(const BlockRef& block, const void* source, StreamView producer);
+  void start_staged_out(const BlockRef& block, const void* source, StreamView producer);
+  void after_copied_out(const BlockRef& block);
+  void start_direct_in(const ArrivalRef& arrival);
+  void start_staged_in(const ArrivalRef& arrival);
+  void issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host);
+  void verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<Buffer> host);
+  void read_then_issue(const ArrivalRef& arrival);
+  void fail(const ArrivalRef& arrival, std::exception_ptr error);
+  void allocate_target(Arrival& arrival);
+  void source_left(const BlockRef& block, std::exception_ptr error);
+  void end(Ticket& ticket, std::exception_ptr error);
+
+  const std::shared_ptr<TransferEngine> engine_;
+  const std::shared_ptr<ByteBudget> device_budget_, host_budget_, disk_budget_;
+  const std::shared_ptr<SpillSpace> spill_;
+  std::shared_ptr<Arena> host_arena_, target_arena_;
+  const HostCheck host_check_;
+  std::atomic<int64_t> ended_count_{0}, in_flight_bytes_{0};
+  std::atomic<int64_t> out_bytes_{0}, in_bytes_{0}, out_count_{0}, in_count_{0}, file_out_bytes_{0}, file_in_bytes_{0};
+};
+
+}  // namespace memsys

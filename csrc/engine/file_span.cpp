@@ -11,6 +11,19 @@
 
 namespace memsys {
 
+namespace {
+
+// A transfer that cannot start ends as one that failed: whoever waits for it would wait for ever.
+void transfer_or_fail(const FileLane& lane, const IoRequest& request, const Finish& done) {
+  try {
+    transfer_fully(lane.io, request, done);
+  } catch (...) {
+    done(std::current_exception());
+  }
+}
+
+}  // namespace
+
 // Counts pieces down; the last one reports the first error. Keeps the span alive meanwhile.
 struct FileSpan::Progress {
   std::shared_ptr<const FileSpan> span;
@@ -56,13 +69,13 @@ void FileSpan::write(const void* source, const FileLane& lane, Finish finish) {
   for (Piece& piece : pieces_) {
     const unsigned char* data = bytes + prefix_bytes_ + piece.begin_bytes;
     piece.checksum = crc32c(data, piece.size_bytes);
-    transfer_fully(lane.io,
-                   {.file = file_.get(),
-                    .kind = IoKind::write,
-                    .pointer = const_cast<unsigned char*>(data),  // a write only reads it
-                    .offset = offset_ + piece.begin_bytes,
-                    .bytes = piece.size_bytes},
-                   [progress](std::exception_ptr error) { progress->end_piece(std::move(error)); });
+    transfer_or_fail(lane,
+                     {.file = file_.get(),
+                      .kind = IoKind::write,
+                      .pointer = const_cast<unsigned char*>(data),  // a write only reads it
+                      .offset = offset_ + piece.begin_bytes,
+                      .bytes = piece.size_bytes},
+                     [progress](std::exception_ptr error) { progress->end_piece(std::move(error)); });
   }
 }
 
@@ -76,36 +89,35 @@ void FileSpan::read(void* target, const FileLane& lane, Finish finish) {
       std::make_shared<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
   for (const Piece& piece : pieces_) {
     unsigned char* data = bytes + prefix_bytes_ + piece.begin_bytes;
-    const auto arrived = [this, progress, &piece, data, executor = lane.executor,
+    const auto check = [this, progress, &piece, data] { progress->end_piece(verify(piece, data)); };
+    const auto arrived = [progress, check, executor = lane.executor.get(),
                           queue = lane.read_queue](std::exception_ptr error) {
       if (error) return progress->end_piece(std::move(error));
-      executor->post(queue, [this, progress, &piece, data] {
-        try {
-          verify(piece, data);
-          progress->end_piece(nullptr);
-        } catch (const CorruptionError&) {
-          progress->end_piece(std::current_exception());
-        }
-      });
+      try {
+        executor->post(queue, check);
+      } catch (...) {
+        progress->end_piece(std::current_exception());
+      }
     };
-    transfer_fully(lane.io,
-                   {.file = file_.get(),
-                    .kind = IoKind::read,
-                    .pointer = data,
-                    .offset = offset_ + piece.begin_bytes,
-                    .bytes = piece.size_bytes},
-                   arrived);
+    transfer_or_fail(lane,
+                     {.file = file_.get(),
+                      .kind = IoKind::read,
+                      .pointer = data,
+                      .offset = offset_ + piece.begin_bytes,
+                      .bytes = piece.size_bytes},
+                     arrived);
   }
 }
 
-void FileSpan::verify(const Piece& piece, const void* data) const {
+std::exception_ptr FileSpan::verify(const Piece& piece, const void* data) const {
   const uint32_t found = crc32c(data, piece.size_bytes);
-  MEMSYS_EXPECT(found == piece.checksum, CorruptionError,
-                "spill file in " + file_->path() + ", offset " + std::to_string(offset_ + piece.begin_bytes) + ", " +
-                    format_bytes(piece.size_bytes) + ": checksum wanted " + std::to_string(piece.checksum) +
-                    ", found " + std::to_string(found) +
-                    "; the disk or the memory changed the bytes, or the tensor was written to while it was being "
-                    "saved; check the disk, or choose another spill_dir");
+  if (found == piece.checksum) return nullptr;
+  return std::make_exception_ptr(CorruptionError(
+      "spill file in " + file_->path() + ", offset " + std::to_string(offset_ + piece.begin_bytes) + ", " +
+      format_bytes(piece.size_bytes) + ": checksum wanted " + std::to_string(piece.checksum) + ", found " +
+      std::to_string(found) +
+      "; the disk or the memory changed the bytes, or the tensor was written to while it was being saved; check the "
+      "disk, or choose another spill_dir"));
 }
 
 }  // namespace memsys

@@ -50,7 +50,7 @@ class FileSpan : public std::enable_shared_from_this<FileSpan> {
     uint32_t checksum;
   };
   struct Progress;
-  void verify(const Piece& piece, const void* data) const;
+  std::exception_ptr verify(const Piece& piece, const void* data) const;
 
   const std::shared_ptr<SpillSpace> space_;
   const std::shared_ptr<File> file_;

@@ -12,10 +12,15 @@ void TensorStore::start_direct_out(const BlockRef& block, const void* source, St
   engine_->executor().post(
       engine_->file_lane().write_queue,
       [this, block, source, produced] {
-        block->file_span->write(source, engine_->file_lane(), [this, block](std::exception_ptr error) {
+        const auto finish = [this, block](std::exception_ptr error) {
           end(block->stored, error);
           source_left(block, error);
-        });
+        };
+        try {
+          block->file_span->write(source, engine_->file_lane(), finish);
+        } catch (...) {
+          finish(std::current_exception());
+        }
       },
       gate);
 }
@@ -26,11 +31,15 @@ void TensorStore::start_direct_in(const ArrivalRef& arrival) {
   engine_->executor().post(engine_->file_lane().read_queue,
                            [this, arrival] {
                              if (arrival->block->stored.error()) return fail(arrival, arrival->block->stored.error());
-                             arrival->block->file_span->read(arrival->target, engine_->file_lane(),
-                                                             [this, arrival](std::exception_ptr error) {
-                                                               end(arrival->issued, error);
-                                                               end(arrival->done, error);
-                                                             });
+                             try {
+                               arrival->block->file_span->read(arrival->target, engine_->file_lane(),
+                                                               [this, arrival](std::exception_ptr error) {
+                                                                 end(arrival->issued, error);
+                                                                 end(arrival->done, error);
+                                                               });
+                             } catch (...) {
+                               fail(arrival, std::current_exception());
+                             }
                            },
                            {.ready = [block] { return block->stored.is_done(); }, .block = {}});
 }

@@ -18,13 +18,22 @@ void TensorStore::start_staged_out(const BlockRef& block, const void* source, St
 
 void TensorStore::after_copied_out(const BlockRef& block) {
   source_left(block, nullptr);
-  const bool needs_checksum = host_check_ == HostCheck::checksum;
-  if (!block->file_span && !needs_checksum) return end(block->stored, nullptr);
-  engine_->executor().post(engine_->file_lane().write_queue, [this, block, needs_checksum] {
-    const auto host = block->host_copy();
-    engine_->device().query(block->copied_out->id());
+  if (!block->file_span && host_check_ == HostCheck::off) return end(block->stored, nullptr);
+  try {
+    engine_->executor().post(engine_->file_lane().write_queue, [this, block] { store_host_copy(block); });
+  } catch (...) {
+    end(block->stored, nullptr);
+    throw;
+  }
+}
+
+// What goes wrong before the file is asked is no fault of the disk: the block stays in host memory, and the executor
+// tells the next that waits.
+void TensorStore::store_host_copy(const BlockRef& block) {
+  const auto host = block->host_copy();
+  try {
     engine_->device().note_use(host->data(), block->bytes, kHostStream, Use::read);
-    if (needs_checksum) {
+    if (host_check_ == HostCheck::checksum) {
       block->checksum = crc32c(host->data(), block->bytes);
       block->has_checksum = true;
     }
@@ -33,7 +42,10 @@ void TensorStore::after_copied_out(const BlockRef& block) {
       if (!error) block->set_host_copy(nullptr);
       end(block->stored, nullptr);
     });
-  });
+  } catch (...) {
+    end(block->stored, nullptr);
+    throw;
+  }
 }
 
 bool TensorStore::order_source(const BlockRef& block, StreamView stream) {
@@ -76,6 +88,7 @@ void TensorStore::verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<B
   const auto verify = [this, arrival, host = std::move(host)] {
     const SavedBlock& saved = *arrival->block;
     const uint32_t found = crc32c(host->data(), saved.bytes);
+    // No checksum: its making failed, which the executor has told.
     if (!saved.has_checksum || found == saved.checksum) return issue_copy_in(arrival, host);
     fail(arrival, std::make_exception_ptr(CorruptionError(
                       "host copy of a saved tensor, " + format_bytes(saved.bytes) + ": checksum wanted " +
@@ -90,12 +103,16 @@ void TensorStore::read_then_issue(const ArrivalRef& arrival) {
   auto staging = std::make_shared<Buffer>(host_arena_, arrival->block->bytes);
   file_in_bytes_ += arrival->block->file_span->file_bytes();
   engine_->executor().post(engine_->file_lane().read_queue, [this, arrival, staging = std::move(staging)] {
-    engine_->device().note_use(staging->data(), arrival->block->bytes, kHostStream, Use::write);
-    arrival->block->file_span->read(staging->data(), engine_->file_lane(),
-                                    [this, arrival, staging](std::exception_ptr error) {
-                                      if (!error) return issue_copy_in(arrival, staging);
-                                      fail(arrival, error);
-                                    });
+    try {
+      engine_->device().note_use(staging->data(), arrival->block->bytes, kHostStream, Use::write);
+      arrival->block->file_span->read(staging->data(), engine_->file_lane(),
+                                      [this, arrival, staging](std::exception_ptr error) {
+                                        if (!error) return issue_copy_in(arrival, staging);
+                                        fail(arrival, error);
+                                      });
+    } catch (...) {
+      fail(arrival, std::current_exception());
+    }
   });
 }
 

@@ -30,12 +30,17 @@ TensorStore::TensorStore(const StoreOptions& options)
   target_arena_ = make_arena(make_limited_resource(pinned, device_budget_), {.slab_bytes = kTargetSlabBytes});
 }
 
-// Tasks refer to the store, so none may be left.
+// Tasks refer to the store, so none may be left that can still run. A failure that the executor kept ends a seeded
+// drain() early, so it is called again while there is something to run.
 TensorStore::~TensorStore() {
-  try {
-    drain();
-  } catch (...) {  // whoever waited for the failed transfer has seen its error
-  }
+  do {
+    try {
+      drain();
+      return;
+    } catch (
+        ...) {  // whoever waited for the failed transfer has seen its error; a forked child has nothing to wait for
+    }
+  } while (engine_->executor().step(1) > 0);
 }
 
 void TensorStore::drain() { engine_->executor().drain(); }
@@ -50,7 +55,10 @@ BlockRef TensorStore::swap_out(const void* source, int64_t bytes, StreamView pro
   block->bytes = bytes;
   block->target_tier = target;
   block->phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(source) % SavedBlock::kPhaseBytes);
-  device_budget_->reserve(bytes);
+  if (!device_budget_->try_reserve(bytes)) {
+    target_arena_->trim();  // idle slabs of restored tensors are no reason to refuse
+    device_budget_->reserve(bytes);
+  }
   in_flight_bytes_ += bytes;
   try {
     is_direct(*block) ? start_direct_out(block, source, producer) : start_staged_out(block, source, producer);

@@ -35,7 +35,7 @@ struct StoreStats {
   int64_t file_out_bytes = 0, file_in_bytes = 0, in_flight_bytes = 0;
 };
 
-class TensorStore : public std::enable_shared_from_this<TensorStore> {
+class TensorStore {
  public:
   static std::shared_ptr<TensorStore> make(const StoreOptions& options);
   ~TensorStore();
@@ -73,6 +73,7 @@ class TensorStore : public std::enable_shared_from_this<TensorStore> {
   void start_direct_out(const BlockRef& block, const void* source, StreamView producer);
   void start_staged_out(const BlockRef& block, const void* source, StreamView producer);
   void after_copied_out(const BlockRef& block);
+  void store_host_copy(const BlockRef& block);
   void start_direct_in(const ArrivalRef& arrival);
   void start_staged_in(const ArrivalRef& arrival);
   void issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host);

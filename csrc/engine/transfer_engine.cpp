@@ -19,8 +19,11 @@ TransferEngine::TransferEngine(std::shared_ptr<Executor> executor, std::shared_p
 }
 
 TransferEngine::~TransferEngine() {
-  for (const QueueId queue : {file_lane_.write_queue, file_lane_.read_queue, out_done_queue_, in_done_queue_})
-    file_lane_.executor->destroy_queue(queue);
+  for (const QueueId queue : {file_lane_.write_queue, file_lane_.read_queue, out_done_queue_, in_done_queue_}) try {
+      file_lane_.executor->destroy_queue(queue);
+    } catch (const std::exception&) {
+      // A forked child has no threads to end, and a seeded queue that cannot finish was reported by the waits.
+    }
   device_->destroy_stream(out_stream_);
   device_->destroy_stream(in_stream_);
 }

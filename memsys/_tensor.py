@@ -1,0 +1,220 @@
+"""The one file that knows torch's insides: addresses, storages, versions, streams, and tensors over foreign bytes.
+
+Everything private to torch that memsys needs is here, behind a function with a plain meaning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+# Operations whose result shares its input's storage, by the names autograd gives them: how a weight reaches a hook.
+_VIEW_NODES = ("TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0",
+               "ExpandBackward0", "SelectBackward0", "SliceBackward0", "UnsqueezeBackward0", "SqueezeBackward1",
+               "AsStridedBackward0", "ReshapeAliasBackward0", "AliasBackward0", "DetachBackward0")  # fmt: skip
+_CAST_NODE = "ToCopyBackward0"
+_CHAIN_LIMIT = 6
+
+
+class Layout(NamedTuple):
+    """How a tensor lies in its storage; `offset` counts elements from the start of the bytes that were moved."""
+
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    is_conj: bool
+    is_neg: bool
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the bytes of the tensor are the tensor: strided, no subclass, no quantizer, a storage of its own."""
+    return type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is a subclass that says by `__tensor_flatten__` which tensors it is made of."""
+    return type(tensor) not in _PLAIN_TYPES and is_traceable_wrapper_subclass(tensor)
+
+
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
+    """The tensor's storage: one Python object for as long as the storage lives, so that `is` and weakrefs work."""
+    return tensor.untyped_storage()
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """A number for dictionaries; reused after the storage's death, so compare the storage itself too."""
+    return storage._cdata
+
+
+def address_of(storage: torch.UntypedStorage) -> int:
+    return storage.data_ptr()
+
+
+def span_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Half-open range of storage bytes from the tensor's first to its last element."""
+    item_bytes = tensor.element_size()
+    begin = tensor.storage_offset() * item_bytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * item_bytes
+
+
+def layout_of(tensor: torch.Tensor, begin_bytes: int) -> Layout:
+    """The layout relative to byte `begin_bytes` of the storage, which is a multiple of the element size."""
+    offset = tensor.storage_offset() - begin_bytes // tensor.element_size()
+    return Layout(tensor.dtype, tensor.shape, tensor.stride(), offset, tensor.is_conj(), tensor.is_neg())
+
+
+def restore(storage: torch.UntypedStorage, layout: Layout) -> torch.Tensor:
+    """The tensor that `layout` describes, over `storage`."""
+    tensor = torch.empty(0, dtype=layout.dtype, device=storage.device)
+    tensor.set_(storage, layout.offset, layout.size, layout.stride)
+    if layout.is_conj:
+        tensor = torch._conj(tensor)
+    return torch._neg_view(tensor) if layout.is_neg else tensor
+
+
+def storage_over(buffer: object) -> torch.UntypedStorage:
+    """A CPU storage over a buffer-protocol object, which it keeps alive."""
+    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Counts in-place changes; -1 where torch does not count them (inference tensors)."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def anchor_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of no bytes that shares the version counter of `tensor` and none of its memory."""
+    anchor = tensor.detach()
+    if not tensor.is_inference():
+        anchor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return anchor
+
+
+def in_backward() -> bool:
+    """Whether this thread is running a backward pass just now."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def in_functorch() -> bool:
+    """Whether a torch.func transform is active, under which torch refuses saved-tensor hooks."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def top_hooks() -> object:
+    """The innermost pair of saved-tensor hooks of this thread, or None."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def pop_hooks() -> None:
+    """Closes the innermost pair of saved-tensor hooks of this thread."""
+    torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+def leaf_behind(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The leaf that `tensor` is a view of, followed through autograd's graph; None if it is computed."""
+    node, _ = _walk(tensor.grad_fn, _VIEW_NODES)
+    return getattr(node, "variable", None)
+
+
+def cast_parameter(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The leaf of which `tensor` is autocast's cached low-precision copy (or a view of that copy), else None.
+
+    Such copies outlive the forward in autocast's cache: moving them would free nothing.
+    """
+    if not (torch.is_autocast_enabled(tensor.device.type) and torch.is_autocast_cache_enabled()):
+        return None
+    node, _ = _walk(tensor.grad_fn, _VIEW_NODES)
+    if node is None or node.name() != _CAST_NODE:
+        return None
+    return getattr(node.next_functions[0][0], "variable", None)
+
+
+def _walk(node: object, through: tuple[str, ...]) -> tuple[object, int]:
+    steps = 0
+    while node is not None and steps < _CHAIN_LIMIT and node.name() in through:
+        node = node.next_functions[0][0]
+        steps += 1
+    return node, steps
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that holds the bytes: a DTensor's local shard, else the tensor itself."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def leaves_of(output: object) -> list[object]:
+    """The values in nested tuples, lists, dictionaries and registered output classes."""
+    return torch.utils._pytree.tree_leaves(output)
+
+
+class CpuBackend:
+    """torch on the CPU: one synchronous stream; restored tensors live in the store's own memory."""
+
+    owns_targets = False
+
+    def current_stream(self) -> int:
+        return 0
+
+    def note_use(self, address: int, bytes_: int, write: bool) -> None: ...
+
+    def note_free(self, address: int, bytes_: int) -> None: ...
+
+
+class CudaBackend:
+    """torch on one CUDA device: streams are asked for at each call, targets come from torch's allocator."""
+
+    owns_targets = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def current_stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def empty(self, bytes_: int) -> torch.UntypedStorage:
+        return torch.empty(bytes_, dtype=torch.uint8, device=self.device).untyped_storage()
+
+    def note_use(self, address: int, bytes_: int, write: bool) -> None: ...
+
+    def note_free(self, address: int, bytes_: int) -> None: ...
+
+
+class SimulatedBackend:
+    """CPU tensors as if they lived on an accelerator: every use is told to the simulation, which checks its edges."""
+
+    owns_targets = True
+
+    def __init__(self, runtime: object, uses: tuple[object, object]) -> None:
+        self._runtime = runtime
+        self._read, self._write = uses
+        self.stream = 0
+
+    def current_stream(self) -> int:
+        return self.stream
+
+    def empty(self, bytes_: int) -> torch.UntypedStorage:
+        address = self._runtime.allocate(bytes_, self.stream)
+        array = (ctypes.c_ubyte * bytes_).from_address(address)
+        weakref.finalize(array, self._runtime.free, address, bytes_, self.stream)
+        return storage_over(array)
+
+    def note_use(self, address: int, bytes_: int, write: bool) -> None:
+        self._runtime.note_use(address, bytes_, self.stream, self._write if write else self._read)
+
+    def note_free(self, address: int, bytes_: int) -> None:
+        self._runtime.note_free(address, bytes_, self.stream)
+
+
+Backend = CpuBackend | CudaBackend | SimulatedBackend
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The backend of a torch device."""
+    return CudaBackend(device) if device.type == "cuda" else CpuBackend()

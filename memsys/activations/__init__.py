@@ -1,0 +1,1 @@
+"""Activations: saved tensors that leave memory in forward and come back for backward."""

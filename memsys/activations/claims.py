@@ -1,0 +1,156 @@
+"""The two claimants that offload brings: parameters stay where they are; activations go where the policy says."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from memsys import _C, _tensor
+from memsys.activations.decision import Place, SavedTensor
+from memsys.activations.layers import LayerMarks
+from memsys.activations.mover import Mover
+from memsys.activations.order import ForwardRecord
+from memsys.activations.parameters import ParameterFilter
+from memsys.activations.policy import Policy, checked
+from memsys.activations.span import MovedHandle, PassedHandle, SavedSpan, WrapperHandle
+from memsys.activations.stats import OffloadStats
+
+_CHAINS = {
+    Place.HOST: (_C.Tier.pageable, _C.Tier.file),
+    Place.FILE: (_C.Tier.file,),
+}
+
+
+class ParameterClaim:
+    """Passes parameters, buffers and autocast's cached copies of parameters."""
+
+    stage = 0
+
+    def __init__(self, parameters: ParameterFilter, stats: OffloadStats) -> None:
+        self._parameters = parameters
+        self._stats = stats
+
+    def claim(self, tensor: torch.Tensor) -> PassedHandle | None:
+        if tensor.layout is not torch.strided or _tensor.is_wrapper(tensor):
+            return None
+        if not self._is_parameter(tensor):
+            return None
+        self._stats.passed_count += 1
+        return PassedHandle(tensor)
+
+    def _is_parameter(self, tensor: torch.Tensor) -> bool:
+        storage = _tensor.storage_of(tensor)
+        if self._parameters.contains(storage):
+            return True
+        leaf = _tensor.leaf_behind(tensor)
+        if leaf is not None and not _tensor.is_wrapper(leaf) and _tensor.storage_of(leaf) is storage:
+            return True  # a leaf belongs to the user, who keeps it
+        return _tensor.cast_parameter(tensor) is not None
+
+
+class AliasTable:
+    """The spans that are alive, by storage, version and range. Weak: the graph owns the spans."""
+
+    def __init__(self) -> None:
+        self._spans: dict[tuple[int, int, int, int], tuple[weakref.ref, weakref.ref]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, storage: torch.UntypedStorage, key: tuple[int, int, int]) -> SavedSpan | None:
+        found = self._spans.get((_tensor.storage_key(storage), *key))
+        # The number alone may belong to a dead storage; the weak reference tells.
+        return found[1]() if found is not None and found[0]() is storage else None
+
+    def add(self, storage: torch.UntypedStorage, key: tuple[int, int, int], span: SavedSpan) -> None:
+        whole = (_tensor.storage_key(storage), *key)
+        entry = (weakref.ref(storage), weakref.ref(span, lambda _: self._drop(whole, entry)))
+        with self._lock:
+            self._spans[whole] = entry
+
+    def _drop(self, whole: tuple[int, int, int, int], entry: object) -> None:
+        # Dictionary operations on int tuples are atomic under the GIL; a lock here could meet itself in a collection.
+        if self._spans.get(whole) is entry:
+            self._spans.pop(whole, None)
+
+
+class ActivationClaim:
+    """Applies the policy to one forward's saved tensors."""
+
+    stage = 3
+
+    def __init__(self, *, mover: Mover, policy: Policy, device: torch.device, min_bytes: int, marks: LayerMarks,
+                 aliases: AliasTable, stats: OffloadStats, record: ForwardRecord,
+                 is_excluded: Callable[[], bool]) -> None:  # fmt: skip
+        self._mover = mover
+        self._policy = policy
+        self._device = device
+        self._min_bytes = min_bytes
+        self._marks = marks
+        self._aliases = aliases
+        self._stats = stats
+        self.record = record
+        self._is_excluded = is_excluded
+
+    def claim(self, tensor: torch.Tensor) -> object:
+        if _tensor.is_wrapper(tensor) and not self._is_excluded():
+            return self._claim_wrapper(tensor)
+        if not self._is_movable(tensor):
+            self._stats.passed_count += 1
+            return PassedHandle(tensor)
+        storage = _tensor.storage_of(tensor)
+        begin, end = _tensor.span_of(tensor)
+        whole_bytes = storage.nbytes()
+        # Views of one storage (q, k, v of a fused projection) share one transfer if each covers much of it.
+        if (end - begin) * 2 >= whole_bytes:
+            begin, end = 0, whole_bytes
+        key = (_tensor.version_of(tensor), begin, end)
+        span = self._aliases.find(storage, key)
+        if span is None:
+            span = SavedSpan(self._mover, storage, begin, end - begin)
+            self.record.add(span)
+            self._place(tensor, span)
+            self._aliases.add(storage, key, span)
+        else:
+            self._stats.aliased_bytes += end - begin
+        return MovedHandle(tensor, span)
+
+    def _is_movable(self, tensor: torch.Tensor) -> bool:
+        if not _tensor.is_plain(tensor) or tensor.device != self._device or self._is_excluded():
+            return False
+        bytes_ = tensor.numel() * tensor.element_size()
+        if bytes_ < self._min_bytes or bytes_ == 0:
+            return False
+        begin, end = _tensor.span_of(tensor)
+        # An expanded tensor is larger than its span; a resized storage may be smaller than the tensor says.
+        return end - begin >= self._min_bytes and end <= _tensor.storage_of(tensor).nbytes()
+
+    def _place(self, tensor: torch.Tensor, span: SavedSpan) -> None:
+        node = tensor.grad_fn
+        saved = SavedTensor(
+            index=span.index,
+            bytes=span.bytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            producer="" if node is None else node.name(),
+            is_layer_input=self._marks.is_layer_input(span.source),
+            is_attention_output=self._marks.is_attention_output(node),
+        )
+        place = checked(self._policy(saved)).place
+        if place is Place.KEEP:
+            if self._mover.keep(span):
+                self._stats.passed_count += 1
+                return
+            place = Place.FILE  # the budget does not hold it
+        self._mover.send(span, _CHAINS[place])
+        self._stats.packed_count += 1
+        self._stats.out_bytes += span.bytes
+
+    def _claim_wrapper(self, tensor: torch.Tensor) -> WrapperHandle:
+        names, context = tensor.__tensor_flatten__()
+        parts = {}
+        for name in names:
+            inner = getattr(tensor, name)
+            parts[name] = self.claim(inner)
+        return WrapperHandle(tensor, parts, context)

@@ -1,0 +1,62 @@
+"""What may be done with a saved tensor, and what a policy is told of it.
+
+A policy is a callable SavedTensor -> Decision. The five outcomes are those of MEMO (SIGMOD'25), made general.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+
+class Place(Enum):
+    """Where a decision puts the bytes."""
+
+    KEEP = "keep"
+    HOST = "host"
+    FILE = "file"
+    RECOMPUTE = "recompute"
+    ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One outcome; `alpha` (share of the rows that is swapped) and `segment` belong to ROWS and RECOMPUTE."""
+
+    place: Place
+    segment: object = None
+    alpha: float = 1.0
+
+
+KEEP = Decision(Place.KEEP)
+HOST = Decision(Place.HOST)
+FILE = Decision(Place.FILE)
+
+
+def RECOMPUTE(segment: object) -> Decision:
+    """Drop the tensor and run `segment` again just before backward needs it."""
+    return Decision(Place.RECOMPUTE, segment)
+
+
+def ROWS(alpha: float, segment: object) -> Decision:
+    """Swap the first `alpha` (0 to 1) of the rows and recompute the others by `segment`."""
+    return Decision(Place.ROWS, segment, alpha)
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """What a policy sees: no tensor, only its description.
+
+    index: position among the distinct spans saved in this forward; bytes: of the span that would move;
+    producer: name of the autograd node that made it ("" for leaves and detached tensors).
+    """
+
+    index: int
+    bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+    producer: str
+    is_layer_input: bool
+    is_attention_output: bool

@@ -1,0 +1,55 @@
+"""Finds the layers of a model and marks their inputs, for the policies that treat these specially."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+
+from memsys import _tensor
+
+_ATTENTION_NODES = ("ScaledDotProduct", "FlashAttention", "EfficientAttention")
+
+
+def repeated_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The members of the model's lists of modules (at least two of one type): its layers."""
+    layers = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential) and len(module) > 1:
+            kinds = {type(child) for child in module}
+            if len(kinds) == 1 and any(True for child in module for _ in child.parameters()):
+                layers.extend(module)
+    return layers
+
+
+class LayerMarks:
+    """Remembers, weakly, the storages that entered a layer in this forward."""
+
+    def __init__(self, model: torch.nn.Module | None) -> None:
+        self._inputs: dict[int, weakref.ref] = {}
+        self._hooks = []
+        self.layer_count = 0
+        for layer in repeated_layers(model) if model is not None else ():
+            self.layer_count += 1
+            self._hooks.append(layer.register_forward_pre_hook(self._mark, with_kwargs=True))
+
+    def is_layer_input(self, storage: torch.UntypedStorage) -> bool:
+        found = self._inputs.get(_tensor.storage_key(storage))
+        return found is not None and found() is storage
+
+    def is_attention_output(self, node: object) -> bool:
+        return node is not None and any(name in node.name() for name in _ATTENTION_NODES)
+
+    def _mark(self, _: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and _tensor.is_plain(value) and value.is_floating_point():
+                storage = _tensor.storage_of(value)
+                self._inputs[_tensor.storage_key(storage)] = weakref.ref(storage)
+
+    def forget_dead(self) -> None:
+        self._inputs = {key: ref for key, ref in self._inputs.items() if ref() is not None}
+
+    def release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()

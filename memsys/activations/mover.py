@@ -1,0 +1,248 @@
+"""Moves spans: out while the forward goes on, in ahead of backward, within the budgets.
+
+Sources are held until their bytes have left (or their stream waits for the copy), never more of them than a bound;
+restored bytes are handed out only after their transfer, checked, has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+
+import torch
+
+from memsys import _tensor
+from memsys.activations.reaper import Reaper
+from memsys.activations.span import SavedSpan
+from memsys.activations.stats import OffloadStats
+from memsys.errors import BudgetError, SpillError
+
+logger = logging.getLogger("memsys")
+
+# Enough to keep a link busy while one layer computes; more would only hold memory.
+DEFAULT_WINDOW_BYTES = 64 << 20
+_WAIT_US = 50_000
+
+
+class Mover:
+    """Out, in, and what is in between. Thread-safe: no lock is held across a transfer."""
+
+    def __init__(self, runtime: object, backend: _tensor.Backend, store: object, stats: OffloadStats) -> None:
+        self.backend = backend
+        self.store = store
+        self.stats = stats
+        self.is_direct = runtime.is_host_addressable
+        self._departures: deque[SavedSpan] = deque()
+        self._departures_lock = threading.Lock()
+        self._held_bytes = 0  # sources that have not left
+        self._window_used_bytes = 0  # prefetched and not yet taken
+        self._reaper = None if runtime.is_seeded else Reaper(self)
+        limit = store.device_budget.limit_bytes
+        self.window_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else min(DEFAULT_WINDOW_BYTES, limit // 4)
+
+    # Out -----------------------------------------------------------------------------------------------------------
+
+    def keep(self, span: SavedSpan) -> bool:
+        """Leaves the span on the device, if the device budget has room."""
+        if not self.store.device_budget.try_reserve(span.bytes):
+            return False
+        span.is_kept = True
+        self.stats.kept_bytes += span.bytes
+        return True
+
+    def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
+        """Starts to move the span to the first tier that takes it; else keeps it; else raises the first refusal."""
+        address = _tensor.address_of(span.source) + span.begin_bytes
+        self.backend.note_use(address, span.bytes, True)
+        self._make_room(span.bytes)
+        refusal = None
+        for tier in tiers:
+            try:
+                span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), tier)
+            except (BudgetError, SpillError) as error:
+                refusal = refusal or error
+                continue
+            self._hold(span)
+            return
+        if not self.keep(span):
+            raise refusal
+        if self.stats.fallback_count == 0:
+            logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, refusal)
+        self.stats.fallback_count += 1
+
+    def _hold(self, span: SavedSpan) -> None:
+        with self._departures_lock:
+            self._departures.append(span)
+            self._held_bytes += span.bytes
+        if self._reaper is not None:
+            self._reaper.wake()
+
+    def _make_room(self, bytes_: int) -> None:
+        """Blocks until `bytes_` more may be in flight: the bound holds however far the host runs ahead."""
+        self.release_sources()
+        if self._has_room(bytes_):
+            return
+        begin = time.perf_counter()
+        while not self._has_room(bytes_) and self._departures:
+            if not self._order_oldest():
+                self._wait_for_transfer()
+        self._trim_for(bytes_)
+        self.stats.stall_us += int((time.perf_counter() - begin) * 1e6)
+
+    def _has_room(self, bytes_: int) -> bool:
+        within = self._held_bytes == 0 or self._held_bytes + bytes_ <= self.window_bytes
+        return within and self.store.device_budget.left_bytes >= bytes_
+
+    def _trim_for(self, bytes_: int) -> None:
+        if self.store.device_budget.left_bytes < bytes_:
+            self.store.trim()
+
+    def _order_oldest(self) -> bool:
+        """Where the device orders reuse itself: lets the oldest source's stream wait for its copy."""
+        if self.is_direct or self._held_bytes == 0:
+            return False
+        with self._departures_lock:
+            span = next((span for span in self._departures if span.source is not None), None)
+        if span is None or not self.store.order_source(span.block, self.backend.current_stream()):
+            return False
+        self._drop_source(span)
+        return True
+
+    def _wait_for_transfer(self) -> None:
+        seen = self.store.ended_count
+        if not self.release_sources():
+            self.store.wait_ended(seen, _WAIT_US)
+            self.release_sources()
+
+    def release_sources(self) -> bool:
+        """Drops the sources whose bytes have left; returns whether there was one. Any thread may call it."""
+        ended = []
+        with self._departures_lock:
+            while self._departures and self._departures[0].block.has_left:
+                ended.append(self._departures.popleft())
+        for span in ended:
+            self._end_departure(span)
+        return bool(ended)
+
+    def _end_departure(self, span: SavedSpan) -> None:
+        error = span.block.leave_error
+        if error is None:
+            self._drop_source(span)
+            return
+        with self._departures_lock:
+            self._held_bytes -= span.bytes
+        # The write failed, so the source is the only copy; its bytes stay reserved in the device budget.
+        span.is_kept, span.block = True, None
+        self.stats.kept_bytes += span.bytes
+        self.stats.fallback_count += 1
+        logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, error)
+
+    def _drop_source(self, span: SavedSpan) -> None:
+        with self._departures_lock:
+            source, span.source = span.source, None
+            if source is None:
+                return
+            self._held_bytes -= span.bytes
+        self.backend.note_free(_tensor.address_of(source) + span.begin_bytes, span.bytes)
+
+    # In ------------------------------------------------------------------------------------------------------------
+
+    def prefetch(self, span: SavedSpan) -> bool:
+        """Starts to bring a span back if it is away and the window has room; False says to try again later."""
+        if span.source is not None or span.arrival is not None or span.alive() is not None:
+            return True
+        if self._window_used_bytes > 0 and self._window_used_bytes + span.bytes > self.window_bytes:
+            return False
+        try:
+            self._start_arrival(span)
+        except BudgetError:
+            return False
+        span.is_prefetched = True
+        self._window_used_bytes += span.bytes
+        return True
+
+    def fetch(self, span: SavedSpan) -> torch.UntypedStorage:
+        """The span's bytes, back on the device; what the current stream does from now on may read them."""
+        stream = self.backend.current_stream()
+        storage = span.alive()
+        if storage is not None and not self.backend.owns_targets:
+            return storage
+        if span.arrival is None or span.arrival_stream != stream:
+            self._fetch_now(span)
+        arrival = span.arrival
+        if not arrival.is_issued or (self.is_direct and not arrival.is_done):
+            self._wait_for_arrival(arrival, stream)
+        else:
+            self.store.arrive(arrival, stream)
+        storage = self._take(span, arrival)
+        self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
+        return storage
+
+    def _take(self, span: SavedSpan, arrival: object) -> torch.UntypedStorage:
+        if span.is_prefetched:
+            span.is_prefetched = False
+            self._window_used_bytes -= span.bytes
+        if self.backend.owns_targets:
+            storage = span.target
+        else:
+            # The core's memory is the arrival's: letting go of the arrival leaves it to the tensors over it.
+            storage = span.alive() or _tensor.storage_over(arrival.target())
+            span.arrival = None
+        span.restored = weakref.ref(storage)
+        if span.unread_count > 1:
+            span.loaded = storage
+        elif self.backend.owns_targets:
+            span.target = span.arrival = None
+        self.stats.in_bytes += span.bytes
+        return storage
+
+    def _wait_for_arrival(self, arrival: object, stream: int) -> None:
+        begin = time.perf_counter()
+        self.store.arrive(arrival, stream)
+        self.stats.stall_us += int((time.perf_counter() - begin) * 1e6)
+        self.stats.late_count += 1
+
+    def _start_arrival(self, span: SavedSpan) -> None:
+        stream = self.backend.current_stream()
+        target = self.backend.empty(span.bytes) if self.backend.owns_targets else None
+        address = 0 if target is None else _tensor.address_of(target)
+        span.arrival = self.store.swap_in(span.block, address, stream)
+        span.arrival_stream, span.target = stream, target
+
+    def _fetch_now(self, span: SavedSpan) -> None:
+        """On demand: waits for room where prefetching would have given up."""
+        while True:
+            try:
+                return self._start_arrival(span)
+            except BudgetError:
+                self.store.trim()
+                if self.store.in_flight_bytes == 0:
+                    return self._start_arrival(span)
+                self._wait_for_transfer()
+
+    # End -----------------------------------------------------------------------------------------------------------
+
+    def forget(self, span: SavedSpan) -> None:
+        """A span died: gives back what was counted for it."""
+        if span.is_kept:
+            self.store.device_budget.release(span.bytes)
+            self.stats.kept_bytes -= span.bytes
+        if span.is_prefetched:
+            self._window_used_bytes -= span.bytes
+        if self.backend.owns_targets and span.target is not None and not span.arrival.is_done:
+            self._order_target(span)
+
+    def _order_target(self, span: SavedSpan) -> None:
+        """Torch may reuse a dropped target at once, so its stream first waits for the copy into it."""
+        try:
+            self.store.arrive(span.arrival, span.arrival_stream)
+        except Exception:
+            logger.debug("a transfer that nobody wanted any more failed", exc_info=True)
+
+    def close(self) -> None:
+        """Ends the reaper; spans still owned by a graph go on working."""
+        if self._reaper is not None:
+            self._reaper.stop()

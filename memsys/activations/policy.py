@@ -1,0 +1,82 @@
+"""The policies that need no plan: all, inputs, auto, and the user's own.
+
+A policy answers with a Decision for each span; RECOMPUTE and ROWS need a planner and are refused with that word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsys.activations.decision import FILE, HOST, KEEP, Decision, Place, SavedTensor
+from memsys.errors import InputError, UnsupportedError
+
+Policy = Callable[[SavedTensor], Decision]
+NAMES = ("auto", "all", "inputs")
+
+
+class SwapAll:
+    """Everything moves, to the first tier of the device's chain."""
+
+    def __init__(self, away: Decision) -> None:
+        self._away = away
+
+    def __call__(self, saved: SavedTensor) -> Decision:
+        return self._away
+
+
+class InputsOnly:
+    """Layer inputs and attention outputs move: what MEMO always swaps. The rest stays."""
+
+    def __init__(self, away: Decision) -> None:
+        self._away = away
+
+    def __call__(self, saved: SavedTensor) -> Decision:
+        return self._away if saved.is_layer_input or saved.is_attention_output else KEEP
+
+
+class Measured:
+    """auto: the first forward of each shape moves everything; afterwards the spans that backward wants first stay,
+    as many as the budget holds beside memsys's own buffers. They need no transfer at all, and their room is free
+    again before restored tensors fill it."""
+
+    def __init__(self, away: Decision, keep_bytes: int) -> None:
+        self._away = away
+        self.keep_bytes = keep_bytes
+        self._keep_from: int | None = None
+
+    def __call__(self, saved: SavedTensor) -> Decision:
+        return KEEP if self._keep_from is not None and saved.index >= self._keep_from else self._away
+
+    def learn(self, sizes: list[int]) -> None:
+        """After a forward that saved spans of these sizes, in this order."""
+        left_bytes, first = self.keep_bytes, len(sizes)
+        while first > 0 and sizes[first - 1] <= left_bytes:
+            first -= 1
+            left_bytes -= sizes[first]
+        self._keep_from = first
+
+
+def make_policy(policy: str | Policy, device_type: str, keep_bytes: int) -> Policy:
+    """The callable behind a policy's name; raises InputError for a name that is none."""
+    away = HOST if device_type == "cuda" else FILE
+    if callable(policy):
+        return policy
+    if policy == "all":
+        return SwapAll(away)
+    if policy == "inputs":
+        return InputsOnly(away)
+    if policy == "auto":
+        return Measured(away, keep_bytes)
+    raise InputError(f"policy: wanted one of {', '.join(NAMES)} or a callable, found {policy!r}; use policy='auto'")
+
+
+def checked(decision: object) -> Decision:
+    """A decision that can be carried out; else a typed error."""
+    if not isinstance(decision, Decision):
+        raise InputError(f"a policy returned {decision!r}; return memsys.KEEP, memsys.HOST or memsys.FILE")
+    if decision.place in (Place.RECOMPUTE, Place.ROWS):
+        raise UnsupportedError(
+            f"the policy chose {decision.place.name}, which needs a plan of token-local segments; until then return "
+            "KEEP, HOST or FILE, or wrap the layer in memsys.checkpoint to recompute it"
+        )
+    return decision

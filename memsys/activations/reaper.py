@@ -1,0 +1,67 @@
+"""A thread that drops sources as soon as their bytes have left.
+
+The core's own threads may not release a torch object (the last release needs the GIL), so they only mark and count;
+this thread sleeps in the core without the GIL, and pack and unpack do the same work when they come by. It lives while
+something is under way and ends by itself soon after.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memsys.activations.mover import Mover
+
+_SLEEP_US = 20_000
+_IDLE_ROUNDS = 50  # then the thread ends; the next departure starts another
+_running: weakref.WeakSet[Reaper] = weakref.WeakSet()
+
+
+class Reaper:
+    """The thread of one mover; holds the mover weakly."""
+
+    def __init__(self, mover: Mover) -> None:
+        self._mover = weakref.ref(mover)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        _running.add(self)
+
+    def wake(self) -> None:
+        """Something departs: the thread runs from now on."""
+        if (self._thread is None or not self._thread.is_alive()) and not self._stopping:
+            self._thread = threading.Thread(target=_run, args=(self._mover, self), name="memsys-reaper", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+
+def _run(mover_ref: weakref.ref, reaper: Reaper) -> None:
+    idle_rounds = 0
+    while idle_rounds < _IDLE_ROUNDS and not reaper.is_stopping:
+        mover = mover_ref()
+        if mover is None:
+            return
+        store = mover.store
+        seen = store.ended_count
+        idle_rounds = 0 if mover.release_sources() else idle_rounds + 1
+        del mover
+        store.wait_ended(seen, _SLEEP_US)
+        del store
+
+
+@atexit.register
+def _stop_all() -> None:
+    # A thread that comes back from C++ while the interpreter goes down would be ended in mid-flight.
+    for reaper in list(_running):
+        reaper.stop()

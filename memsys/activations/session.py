@@ -1,0 +1,202 @@
+"""An offload session: the options as the user gave them, the store they become, and one forward at a time.
+
+Sessions make nothing (no file, no thread, no memory) until the first tensor is saved under them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from memsys import _C, budget
+from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
+from memsys.activations.dispatcher import Dispatcher
+from memsys.activations.heap import HeapKeeper
+from memsys.activations.layers import LayerMarks
+from memsys.activations.mover import DEFAULT_WINDOW_BYTES, Mover
+from memsys.activations.order import ForwardRecord, OrderBook
+from memsys.activations.parameters import ParameterFilter
+from memsys.activations.policy import Measured, Policy, make_policy
+from memsys.activations.runtimes import runtime_for
+from memsys.activations.stats import OffloadStats
+from memsys.errors import InputError, UnsupportedError
+
+# Below this a transfer costs more than the memory is worth; the many small tensors of a model are few bytes.
+DEFAULT_MIN_BYTES = 256 << 10
+_DISK_SHARE = "80%"
+
+
+@dataclass
+class OffloadOptions:
+    """The keywords of memsys.offload, as given."""
+
+    device_budget: int | str | None = None
+    host_budget: int | str | None = None
+    disk_budget: int | str | None = None
+    spill_dir: str | os.PathLike | None = None
+    policy: str | Policy = "auto"
+    plan: object = None
+    min_bytes: int | None = None
+    exclude: tuple[str, ...] = ()
+    return_memory: bool = False
+    verify: bool = False
+
+
+class Session:
+    """One use of offload; `model` is None for the scope form. Re-enterable, and usable from several threads."""
+
+    def __init__(self, options: OffloadOptions, model: torch.nn.Module | None = None) -> None:
+        self.options = options
+        self._counts = OffloadStats()
+        self._lock = threading.Lock()
+        self._mover: Mover | None = None
+        self._store: object = None
+        self._policy: Policy | None = None
+        self._device: torch.device | None = None
+        self._pid = os.getpid()
+        self._book = OrderBook()
+        self._aliases = AliasTable()
+        self._parameters = ParameterFilter()
+        self._last_record: weakref.ref | None = None
+        self._heap = HeapKeeper() if options.return_memory else None
+        self._excluding = threading.local()
+        self._hooks: list[object] = []
+        self._check_options()
+        self._marks = LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
+        if options.policy == "inputs" and model is not None and self._marks.layer_count == 0:
+            warnings.warn("policy='inputs' found no list of layers in the model: only attention outputs will move; "
+                          "use policy='auto'", stacklevel=4)  # fmt: skip
+        if model is not None:
+            self._exclude(model)
+
+    def _check_options(self) -> None:
+        options = self.options
+        if options.plan is not None:
+            raise UnsupportedError("plan=: there is no planner yet; leave plan out and use policy='auto'")
+        if options.min_bytes is not None and (not isinstance(options.min_bytes, int) or options.min_bytes < 0):
+            raise InputError(f"min_bytes: wanted a count of bytes, found {options.min_bytes!r}; for instance 262144")
+        make_policy(options.policy, "cpu", 0)
+        self.spill_dir = str(options.spill_dir if options.spill_dir is not None else budget.default_spill_dir())
+        report = _C.inspect_spill_folder(self.spill_dir)
+        if report["is_tmpfs"]:
+            warnings.warn(f"spill_dir {self.spill_dir} is on {report['filesystem']}, which is memory itself: nothing "
+                          "is saved there; choose a folder on a disk", stacklevel=4)  # fmt: skip
+        self._limits = {
+            "device_budget": budget.parse_budget(options.device_budget, _free_device_bytes),
+            "host_budget": budget.parse_budget(options.host_budget, budget.available_host_bytes),
+            "disk_budget": budget.parse_budget(
+                options.disk_budget if options.disk_budget is not None else _DISK_SHARE,
+                lambda: budget.available_disk_bytes(self.spill_dir),
+            ),
+        }
+
+    def _exclude(self, model: torch.nn.Module) -> None:
+        for name, module in model.named_modules():
+            if name and any(fnmatch.fnmatch(name, pattern) for pattern in self.options.exclude):
+                self._hooks.append(module.register_forward_pre_hook(lambda *_: self._shift_excluded(1)))
+                self._hooks.append(module.register_forward_hook(lambda *_: self._shift_excluded(-1), always_call=True))
+
+    def _shift_excluded(self, by: int) -> None:
+        self._excluding.depth = getattr(self._excluding, "depth", 0) + by
+
+    def _is_excluded(self) -> bool:
+        return getattr(self._excluding, "depth", 0) > 0
+
+    def _prepare(self, device: torch.device) -> None:
+        """Makes the store, for the device of the first forward."""
+        with self._lock:
+            if os.getpid() != self._pid:
+                raise UnsupportedError("this process was forked from the one that called memsys.offload; call "
+                                       "memsys.offload in the child, or start it by spawn")  # fmt: skip
+            if self._mover is not None:
+                return
+            runtime, backend = runtime_for(device)
+            limits = {f"{name}_bytes": -1 if value is None else value for name, value in self._limits.items()}
+            self._store = _C.TensorStore(
+                runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **limits
+            )
+            mover = Mover(runtime, backend, self._store, self._counts)
+            limit = self._store.device_budget.limit_bytes
+            keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)
+            self._policy = make_policy(self.options.policy, device.type, keep_bytes)
+            self._device = device
+            self._mover = mover
+
+    @contextmanager
+    def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
+        """The scope of one forward pass: what autograd saves inside is offloaded."""
+        device = _device_of(model)
+        self._prepare(device)
+        if model is not None:
+            self._parameters.refresh(model)
+        self._marks.forget_dead()
+        record = ForwardRecord(self._mover, self._book)
+        self._learn_from_last(record)
+        if self._heap is not None:
+            record.on_backward = self._heap.turn
+        claim = ActivationClaim(
+            mover=self._mover, policy=self._policy, device=self._device, min_bytes=self._min_bytes(), marks=self._marks,
+            aliases=self._aliases, stats=self._counts, record=record, is_excluded=self._is_excluded,
+        )  # fmt: skip
+        with Dispatcher((ParameterClaim(self._parameters, self._counts), claim)):
+            yield
+        if isinstance(self._policy, Measured):
+            self._policy.learn(record.sizes)
+
+    def _learn_from_last(self, record: ForwardRecord) -> None:
+        last = self._last_record() if self._last_record is not None else None
+        if last is not None:
+            last.end()
+        self._last_record = weakref.ref(record)
+
+    def _min_bytes(self) -> int:
+        return DEFAULT_MIN_BYTES if self.options.min_bytes is None else self.options.min_bytes
+
+    def stats(self) -> OffloadStats:
+        """A copy of the counts, with the budgets' peaks."""
+        counts = OffloadStats(**self._counts.as_dict())
+        if self._store is not None:
+            counts.peak_device_bytes = self._store.device_budget.peak_bytes
+            counts.peak_host_bytes = self._store.host_budget.peak_bytes
+            counts.peak_file_bytes = self._store.disk_budget.peak_bytes
+            store = self._store.stats()
+            counts.in_flight_bytes, counts.spill_used_bytes = store["in_flight_bytes"], store["spill_used_bytes"]
+        return counts
+
+    def drain(self) -> None:
+        """Waits until nothing is under way, and lets go of sources."""
+        if self._mover is not None:
+            self._store.drain()
+            self._mover.release_sources()
+
+    def close(self) -> None:
+        """Undoes hooks and ends threads; graphs made before go on working."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._marks.release()
+        self._parameters.release()
+        if self._heap is not None:
+            self._heap.release()
+        if self._mover is not None:
+            self._mover.close()
+
+
+def _device_of(model: torch.nn.Module | None) -> torch.device:
+    parameter = next(model.parameters(), None) if model is not None else None
+    if parameter is not None and parameter.device.type != "meta":
+        return parameter.device
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else torch.device("cpu")
+
+
+def _free_device_bytes() -> int:
+    """What a percentage of device_budget refers to: free device memory, which on a CPU is RAM."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else budget.available_host_bytes()

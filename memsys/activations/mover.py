@@ -117,6 +117,11 @@ class Mover:
             self.store.wait_ended(seen, _WAIT_US)
             self.release_sources()
 
+    @property
+    def has_departures(self) -> bool:
+        """Whether a source is still held for its bytes to leave."""
+        return bool(self._departures)
+
     def release_sources(self) -> bool:
         """Drops the sources whose bytes have left; returns whether there was one. Any thread may call it."""
         ended = []

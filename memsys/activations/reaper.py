@@ -27,13 +27,25 @@ class Reaper:
         self._mover = weakref.ref(mover)
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._lock = threading.Lock()
         _running.add(self)
 
     def wake(self) -> None:
         """Something departs: the thread runs from now on."""
-        if (self._thread is None or not self._thread.is_alive()) and not self._stopping:
-            self._thread = threading.Thread(target=_run, args=(self._mover, self), name="memsys-reaper", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(
+                    target=_run, args=(self._mover, self), name="memsys-reaper", daemon=True
+                )
+                self._thread.start()
+
+    def may_end(self, mover: Mover) -> bool:
+        """Ends the thread's duty if nothing is under way; under the lock, so that no departure falls in between."""
+        with self._lock:
+            if mover.has_departures:
+                return False
+            self._thread = None
+            return True
 
     def stop(self) -> None:
         self._stopping = True
@@ -48,13 +60,15 @@ class Reaper:
 
 def _run(mover_ref: weakref.ref, reaper: Reaper) -> None:
     idle_rounds = 0
-    while idle_rounds < _IDLE_ROUNDS and not reaper.is_stopping:
+    while not reaper.is_stopping:
         mover = mover_ref()
         if mover is None:
             return
         store = mover.store
         seen = store.ended_count
         idle_rounds = 0 if mover.release_sources() else idle_rounds + 1
+        if idle_rounds > _IDLE_ROUNDS and reaper.may_end(mover):
+            return
         del mover
         store.wait_ended(seen, _SLEEP_US)
         del store

@@ -50,6 +50,8 @@ def measure(mode: str, model: BlockStack, x: torch.Tensor) -> dict[str, Any]:
     model.zero_grad(set_to_none=False)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
+    # What save_on_cpu pinned stays pinned in torch's cache, and would leave the next mode too little.
+    getattr(torch.accelerator, "empty_host_cache", lambda: None)()
     baseline_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     seconds = []

@@ -2,7 +2,8 @@
 
     python benchmarks/plot_memory.py --layers 12 --seq 2048
 
-Each mode trains in a fresh process that samples its own resident memory; the last step is drawn. Needs matplotlib
+Each mode trains in a fresh process that samples its own resident memory; the last step is drawn. What the C library
+keeps of freed memory is resident, so a later step begins above zero (`--steps 1` draws the first). Needs matplotlib
 (`pip install '.[plot]'`).
 """
 
@@ -94,7 +95,8 @@ def draw(sampled: list[dict[str, Any]], setting: Setting, path: Path) -> None:
         mode = result["mode"]
         seconds, resident = zip(*result["samples"], strict=True)
         mebibytes = [value / (1 << 20) for value in resident]
-        axes.plot(seconds, mebibytes, color=_COLOURS[mode], label=_LABELS[mode], linewidth=1.8)
+        returns = ", return_memory=True" if mode == "memsys" and setting.return_memory else ""
+        axes.plot(seconds, mebibytes, color=_COLOURS[mode], label=_LABELS[mode] + returns, linewidth=1.8)
         axes.fill_between(seconds, mebibytes, color=_COLOURS[mode], alpha=0.12, linewidth=0)
     axes.set(xlabel="seconds since the step began", ylabel="MiB over the loaded model", title=setting.describe())
     axes.set_xlim(left=0)

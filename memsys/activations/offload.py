@@ -82,20 +82,40 @@ def _patched(model: torch.nn.Module, session: Session) -> Callable:
         def inner(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
             return type(self).forward(self, *args, **kwargs)
 
-    @functools.wraps(type(model).forward if before is None else before)
     @torch.compiler.disable(recursive=False, reason=_REMEDY)
-    def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
+    def offloaded(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
         if not forward.memsys_session or not torch.is_grad_enabled():
             return inner(self, *args, **kwargs)
         if _tensor.in_functorch():
             raise UnsupportedError("torch.func transforms do not support saved-tensor hooks; " + _REMEDY)
-        with forward.memsys_session.forward(self):
+        with _Scope(forward.memsys_session, self):
             return inner(self, *args, **kwargs)
+
+    # Compilers may trace this frame, and find in it one call that they may not: so that they say why.
+    @functools.wraps(type(model).forward if before is None else before)
+    def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        return offloaded(self, *args, **kwargs)
 
     forward.__name__ = "forward"
     forward.memsys_session = session
     forward.memsys_before = before
     return forward
+
+
+class _Scope:
+    """One forward of a session, closed to compilers that look into what an eager forward calls."""
+
+    def __init__(self, session: Session, model: torch.nn.Module) -> None:
+        self._session, self._model = session, model
+
+    @torch.compiler.disable
+    def __enter__(self) -> None:
+        self._scope = self._session.forward(self._model)
+        self._scope.__enter__()
+
+    @torch.compiler.disable
+    def __exit__(self, *error: object) -> None:
+        self._scope.__exit__(*error)
 
 
 def _function_of(model: torch.nn.Module) -> Callable | None:

@@ -6,11 +6,15 @@ Everything private to torch that memsys needs is here, behind a function with a 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 # Operations whose result shares its input's storage, by the names autograd gives them: how a weight reaches a hook.
@@ -19,6 +23,10 @@ _VIEW_NODES = ("TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBack
                "AsStridedBackward0", "ReshapeAliasBackward0", "AliasBackward0", "DetachBackward0")  # fmt: skip
 _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
+_PAGE_BYTES = mmap.PAGESIZE
+_MADV_DONTNEED = 4
+_madvise = ctypes.PyDLL(None).madvise  # PyDLL: the call keeps the GIL
+_madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 
 class Layout(NamedTuple):
@@ -95,6 +103,31 @@ def anchor_of(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_inference():
         anchor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return anchor
+
+
+@contextmanager
+def under_autograd() -> Iterator[None]:
+    """For a dispatch mode's own work: no mode sees it, and views share version counters with their bases, which they
+    otherwise do not at that depth."""
+    with _disable_current_modes(), torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        yield
+
+
+def discard_pages(storage: torch.UntypedStorage, reference_count: int) -> bool:
+    """Gives the pages of a storage that is about to die back to the system; its bytes are lost.
+
+    Only if nobody else can reach them: `reference_count` is what sys.getrefcount tells the caller when it holds the
+    only reference, torch counts one owner, and the memory is torch's own (not numpy's, shared or mapped from a
+    file). Returns whether it was so. The GIL is held throughout, so that no reference appears meanwhile.
+    """
+    if sys.getrefcount(storage) > reference_count + 1 or torch._C._storage_Use_Count(storage._cdata) > 1:
+        return False
+    if storage.device.type == "cpu" and storage.resizable() and not storage.is_shared():
+        begin = -(-storage.data_ptr() // _PAGE_BYTES) * _PAGE_BYTES
+        end = (storage.data_ptr() + storage.nbytes()) // _PAGE_BYTES * _PAGE_BYTES
+        if end > begin:
+            _madvise(begin, end - begin, _MADV_DONTNEED)
+    return True
 
 
 def in_backward() -> bool:

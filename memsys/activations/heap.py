@@ -1,40 +1,92 @@
-"""return_memory: gives freed heap back to the system, on request only.
+"""return_memory: gives freed memory back to the system, on request only.
 
-glibc keeps freed blocks below its mmap threshold in its heap, so the peak of a step outlives it. Turning from forward
-to backward is when most of it is free; giving it back there, once, costs a few page faults instead of one per block.
+glibc keeps what torch frees below its mmap threshold in its heap, in holes that the next tensors often do not fit, so
+the peak of a step outlives it. Fixing that threshold would make every temporary tensor pay page faults. Here memsys
+owns the dead sources instead: once nobody else holds one, its pages go back, and the address range returns to the
+heap; only what was swapped out pays a page fault when it is used again. Temporary tensors wander through those holes
+and dirty them one after another, so the heap is trimmed whenever the process has grown by a fixed amount.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import threading
+from collections import deque
 
-# Less than this is not worth the page faults of taking it again.
-_WORTH_BYTES = 32 << 20
+import torch
 
+from memsys import _tensor
 
-class _MallInfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
-                 "keepcost")]  # fmt: skip
+# Growth of the process between two trims: a smaller one trims more often and pays more page faults.
+_GROWTH_BYTES = 48 << 20
+# Sources that others still hold wait here; more than this would only delay their release.
+_WAITING_LIMIT = 32
+# Of a source popped from the deque: the local name, and getrefcount's own argument is added by the callee.
+_OWN_REFERENCES = 2
 
 
 class HeapKeeper:
-    """Calls malloc_trim when enough of the heap is free; does nothing where the C library has no such call."""
+    """Holds dead sources until they are nobody else's, and trims the heap where the C library can."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None)
         self._trim = getattr(library, "malloc_trim", None)
-        self._info = getattr(library, "mallinfo2", None)
-        if self._info is not None:
-            self._info.restype = _MallInfo2
+        self._floor_bytes = resident_bytes()
+        self._waiting: deque[torch.UntypedStorage] = deque()
+        self._lock = threading.Lock()
         self.trim_count = 0
+        self.discarded_bytes = 0
+
+    def take(self, source: torch.UntypedStorage) -> None:
+        """A source whose bytes have left."""
+        with self._lock:
+            self._waiting.append(source)
+
+    def give_back(self) -> None:
+        """Discards the pages of the sources that only memsys still holds."""
+        with self._lock:
+            count = len(self._waiting)
+        for _ in range(count):
+            with self._lock:
+                if not self._waiting:
+                    return
+                source = self._waiting.popleft()
+            bytes_ = source.nbytes()
+            if _tensor.discard_pages(source, _OWN_REFERENCES):
+                self.discarded_bytes += bytes_
+            elif len(self._waiting) < _WAITING_LIMIT:
+                with self._lock:
+                    self._waiting.append(source)
+            del source
+
+    def check(self) -> None:
+        """Trims the heap if the process has grown since the last time; called as tensors are saved and read."""
+        self.give_back()
+        resident = resident_bytes()
+        self._floor_bytes = min(self._floor_bytes, resident)
+        if self._trim is not None and resident > self._floor_bytes + _GROWTH_BYTES:
+            self._trim(0)
+            self.trim_count += 1
+            self._floor_bytes = resident_bytes()
 
     def turn(self) -> None:
-        """Gives free heap back, if there is enough of it."""
-        if self._trim is None or (self._info is not None and self._info().fordblks < _WORTH_BYTES):
-            return
-        self._trim(0)
-        self.trim_count += 1
+        """Forward has ended: lets go of what others hold, and trims."""
+        self.give_back()
+        with self._lock:
+            self._waiting.clear()
+        self._floor_bytes = 0
+        self.check()
 
     def release(self) -> None:
+        """The session ends."""
         self.turn()
+
+
+def resident_bytes() -> int:
+    """The process's resident memory; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0

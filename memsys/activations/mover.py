@@ -15,6 +15,7 @@ from collections import deque
 import torch
 
 from memsys import _tensor
+from memsys.activations.heap import HeapKeeper
 from memsys.activations.reaper import Reaper
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
@@ -30,10 +31,18 @@ _WAIT_US = 50_000
 class Mover:
     """Out, in, and what is in between. Thread-safe: no lock is held across a transfer."""
 
-    def __init__(self, runtime: object, backend: _tensor.Backend, store: object, stats: OffloadStats) -> None:
+    def __init__(
+        self,
+        runtime: object,
+        backend: _tensor.Backend,
+        store: object,
+        stats: OffloadStats,
+        heap: HeapKeeper | None = None,
+    ) -> None:
         self.backend = backend
         self.store = store
         self.stats = stats
+        self._heap = heap  # return_memory: hands the pages of dead sources back
         self.is_direct = runtime.is_host_addressable
         self._departures: deque[SavedSpan] = deque()
         self._departures_lock = threading.Lock()
@@ -41,7 +50,8 @@ class Mover:
         self._window_used_bytes = 0  # prefetched and not yet taken
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
-        self.window_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else min(DEFAULT_WINDOW_BYTES, limit // 4)
+        default_bytes = DEFAULT_WINDOW_BYTES if heap is None else DEFAULT_WINDOW_BYTES // 2
+        self.window_bytes = default_bytes if limit < 0 else min(default_bytes, limit // 4)
 
     # Out -----------------------------------------------------------------------------------------------------------
 
@@ -55,6 +65,8 @@ class Mover:
 
     def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
         """Starts to move the span to the first tier that takes it; else keeps it; else raises the first refusal."""
+        if self._heap is not None:
+            self._heap.check()
         address = _tensor.address_of(span.source) + span.begin_bytes
         self.backend.note_use(address, span.bytes, True)
         self._make_room(span.bytes)
@@ -130,6 +142,8 @@ class Mover:
                 ended.append(self._departures.popleft())
         for span in ended:
             self._end_departure(span)
+        if self._heap is not None:
+            self._heap.give_back()
         return bool(ended)
 
     def _end_departure(self, span: SavedSpan) -> None:
@@ -152,6 +166,8 @@ class Mover:
                 return
             self._held_bytes -= span.bytes
         self.backend.note_free(_tensor.address_of(source) + span.begin_bytes, span.bytes)
+        if self._heap is not None:
+            self._heap.take(source)
 
     # In ------------------------------------------------------------------------------------------------------------
 
@@ -171,6 +187,8 @@ class Mover:
 
     def fetch(self, span: SavedSpan) -> torch.UntypedStorage:
         """The span's bytes, back on the device; what the current stream does from now on may read them."""
+        if self._heap is not None:
+            self._heap.check()
         stream = self.backend.current_stream()
         storage = span.alive()
         if storage is not None and not self.backend.owns_targets:

@@ -123,7 +123,7 @@ class Session:
             self._store = _C.TensorStore(
                 runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **limits
             )
-            mover = Mover(runtime, backend, self._store, self._counts)
+            mover = Mover(runtime, backend, self._store, self._counts, self._heap)
             limit = self._store.device_budget.limit_bytes
             keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)
             self._policy = make_policy(self.options.policy, device.type, keep_bytes)
@@ -133,23 +133,30 @@ class Session:
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
         """The scope of one forward pass: what autograd saves inside is offloaded."""
-        device = _device_of(model)
-        self._prepare(device)
+        record = self.new_record(_device_of(model))
         if model is not None:
             self._parameters.refresh(model)
-        self._marks.forget_dead()
-        record = ForwardRecord(self._mover, self._book)
         self._learn_from_last(record)
         if self._heap is not None:
             record.on_backward = self._heap.turn
+        with Dispatcher(self.claimants(record)):
+            yield
+        if isinstance(self._policy, Measured):
+            self._policy.learn(record.sizes)
+
+    def new_record(self, device: torch.device) -> ForwardRecord:
+        """A record for a forward on `device`; the first makes the store."""
+        self._prepare(device)
+        return ForwardRecord(self._mover, self._book)
+
+    def claimants(self, record: ForwardRecord) -> tuple[ParameterClaim, ActivationClaim]:
+        """What answers for the saved tensors of the forward that `record` is about."""
+        self._marks.forget_dead()
         claim = ActivationClaim(
             mover=self._mover, policy=self._policy, device=self._device, min_bytes=self._min_bytes(), marks=self._marks,
             aliases=self._aliases, stats=self._counts, record=record, is_excluded=self._is_excluded,
         )  # fmt: skip
-        with Dispatcher((ParameterClaim(self._parameters, self._counts), claim)):
-            yield
-        if isinstance(self._policy, Measured):
-            self._policy.learn(record.sizes)
+        return ParameterClaim(self._parameters, self._counts), claim
 
     def _learn_from_last(self, record: ForwardRecord) -> None:
         last = self._last_record() if self._last_record is not None else None

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, is_traceable_wrapper_subclass
 
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 # Operations whose result shares its input's storage, by the names autograd gives them: how a weight reaches a hook.
 _VIEW_NODES = ("TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0",
                "ExpandBackward0", "SelectBackward0", "SliceBackward0", "UnsqueezeBackward0", "SqueezeBackward1",
                "AsStridedBackward0", "ReshapeAliasBackward0", "AliasBackward0", "DetachBackward0")  # fmt: skip
+# A context that sees every operation, and the types of operations.
+DispatchMode = TorchDispatchMode
+OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
 _PAGE_BYTES = mmap.PAGESIZE

@@ -14,7 +14,7 @@ from memsys.activations.layers import LayerMarks
 from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord
 from memsys.activations.parameters import ParameterFilter
-from memsys.activations.policy import Policy, checked
+from memsys.activations.policy import Policy, checked, make_policy
 from memsys.activations.span import MovedHandle, PassedHandle, SavedSpan, WrapperHandle
 from memsys.activations.stats import OffloadStats
 
@@ -42,6 +42,8 @@ class ParameterClaim:
         return PassedHandle(tensor)
 
     def _is_parameter(self, tensor: torch.Tensor) -> bool:
+        if isinstance(tensor, torch.nn.Parameter):
+            return True
         storage = _tensor.storage_of(tensor)
         if self._parameters.contains(storage):
             return True
@@ -85,6 +87,7 @@ class ActivationClaim:
                  is_excluded: Callable[[], bool]) -> None:  # fmt: skip
         self._mover = mover
         self._policy = policy
+        self._away = make_policy("all", device.type, 0)
         self._device = device
         self._min_bytes = min_bytes
         self._marks = marks
@@ -94,8 +97,15 @@ class ActivationClaim:
         self._is_excluded = is_excluded
 
     def claim(self, tensor: torch.Tensor) -> object:
+        return self._claim(tensor, self._policy)
+
+    def put_away(self, tensor: torch.Tensor) -> object:
+        """Moves the tensor whatever the policy says, because somebody asked for just that."""
+        return self._claim(tensor, self._away)
+
+    def _claim(self, tensor: torch.Tensor, policy: Policy) -> object:
         if _tensor.is_wrapper(tensor) and not self._is_excluded():
-            return self._claim_wrapper(tensor)
+            return self._claim_wrapper(tensor, policy)
         if not self._is_movable(tensor):
             self._stats.passed_count += 1
             return PassedHandle(tensor)
@@ -110,7 +120,7 @@ class ActivationClaim:
         if span is None:
             span = SavedSpan(self._mover, storage, begin, end - begin)
             self.record.add(span)
-            self._place(tensor, span)
+            self._place(tensor, span, policy)
             self._aliases.add(storage, key, span)
         else:
             self._stats.aliased_bytes += end - begin
@@ -126,7 +136,7 @@ class ActivationClaim:
         # An expanded tensor is larger than its span; a resized storage may be smaller than the tensor says.
         return end - begin >= self._min_bytes and end <= _tensor.storage_of(tensor).nbytes()
 
-    def _place(self, tensor: torch.Tensor, span: SavedSpan) -> None:
+    def _place(self, tensor: torch.Tensor, span: SavedSpan, policy: Policy) -> None:
         node = tensor.grad_fn
         saved = SavedTensor(
             index=span.index,
@@ -137,7 +147,7 @@ class ActivationClaim:
             is_layer_input=self._marks.is_layer_input(span.source),
             is_attention_output=self._marks.is_attention_output(node),
         )
-        place = checked(self._policy(saved)).place
+        place = checked(policy(saved)).place
         if place is Place.KEEP:
             if self._mover.keep(span):
                 self._stats.passed_count += 1
@@ -147,10 +157,10 @@ class ActivationClaim:
         self._stats.packed_count += 1
         self._stats.out_bytes += span.bytes
 
-    def _claim_wrapper(self, tensor: torch.Tensor) -> WrapperHandle:
+    def _claim_wrapper(self, tensor: torch.Tensor, policy: Policy) -> WrapperHandle:
         names, context = tensor.__tensor_flatten__()
         parts = {}
         for name in names:
             inner = getattr(tensor, name)
-            parts[name] = self.claim(inner)
+            parts[name] = self._claim(inner, policy)
         return WrapperHandle(tensor, parts, context)

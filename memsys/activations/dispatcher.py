@@ -49,7 +49,7 @@ class Dispatcher:
         self._top: object = None
 
     def __enter__(self) -> Dispatcher:
-        inherited = _state.dispatchers[-1].claimants if _state.dispatchers else ()
+        inherited = active_claimants()
         own_stages = {claimant.stage for claimant in self._own}
         merged = (*self._own, *(claimant for claimant in inherited if claimant.stage not in own_stages))
         self.claimants = tuple(sorted(merged, key=lambda claimant: claimant.stage))
@@ -82,6 +82,11 @@ class Dispatcher:
                 if handle is not None:
                     return handle
         return PassedHandle(tensor)
+
+
+def active_claimants() -> tuple[Claimant, ...]:
+    """Who answers for saved tensors in this thread just now; nobody outside every dispatcher."""
+    return _state.dispatchers[-1].claimants if _state.dispatchers else ()
 
 
 def _unpack(handle: Handle) -> torch.Tensor:

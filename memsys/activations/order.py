@@ -54,6 +54,11 @@ class ForwardRecord:
     def __len__(self) -> int:
         return len(self._spans)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether backward has begun, or dropped what was saved last: what is saved now is of another step."""
+        return self._predicted is not None or (len(self._spans) > 0 and self._spans[-1]() is None)
+
     def add(self, span: SavedSpan) -> None:
         span.index = len(self._spans)
         span.record = self

@@ -39,13 +39,15 @@ class Measured:
     as many as the budget holds beside memsys's own buffers. They need no transfer at all, and their room is free
     again before restored tensors fill it."""
 
-    def __init__(self, away: Decision, keep_bytes: int) -> None:
+    def __init__(self, away: Decision, keep_bytes: int, kept_now: Callable[[], int]) -> None:
         self._away = away
         self.keep_bytes = keep_bytes
+        self._kept_now = kept_now  # several forwards may be alive at once
         self._keep_from: int | None = None
 
     def __call__(self, saved: SavedTensor) -> Decision:
-        return KEEP if self._keep_from is not None and saved.index >= self._keep_from else self._away
+        is_late = self._keep_from is not None and saved.index >= self._keep_from
+        return KEEP if is_late and self._kept_now() + saved.bytes <= self.keep_bytes else self._away
 
     def learn(self, sizes: list[int]) -> None:
         """After a forward that saved spans of these sizes, in this order."""
@@ -56,7 +58,9 @@ class Measured:
         self._keep_from = first
 
 
-def make_policy(policy: str | Policy, device_type: str, keep_bytes: int) -> Policy:
+def make_policy(
+    policy: str | Policy, device_type: str, keep_bytes: int = 0, kept_now: Callable[[], int] = lambda: 0
+) -> Policy:
     """The callable behind a policy's name; raises InputError for a name that is none."""
     away = HOST if device_type == "cuda" else FILE
     if callable(policy):
@@ -66,7 +70,7 @@ def make_policy(policy: str | Policy, device_type: str, keep_bytes: int) -> Poli
     if policy == "inputs":
         return InputsOnly(away)
     if policy == "auto":
-        return Measured(away, keep_bytes)
+        return Measured(away, keep_bytes, kept_now)
     raise InputError(f"policy: wanted one of {', '.join(NAMES)} or a callable, found {policy!r}; use policy='auto'")
 
 

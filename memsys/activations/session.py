@@ -6,6 +6,7 @@ Sessions make nothing (no file, no thread, no memory) until the first tensor is 
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import threading
 import warnings
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from memsys import _C, budget
+from memsys import _C
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Dispatcher
 from memsys.activations.heap import HeapKeeper
 from memsys.activations.layers import LayerMarks
+from memsys.activations.limits import parse_limits, usable_spill_folder
 from memsys.activations.mover import DEFAULT_WINDOW_BYTES, Mover
 from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
@@ -29,9 +31,10 @@ from memsys.activations.runtimes import runtime_for
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
 
+logger = logging.getLogger("memsys")
+
 # Below this a transfer costs more than the memory is worth; the many small tensors of a model are few bytes.
 DEFAULT_MIN_BYTES = 256 << 10
-_DISK_SHARE = "80%"
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Session:
         self._policy: Policy | None = None
         self._device: torch.device | None = None
         self._pid = os.getpid()
+        self._has_run = False
         self._book = OrderBook()
         self._aliases = AliasTable()
         self._parameters = ParameterFilter()
@@ -83,20 +87,9 @@ class Session:
             raise UnsupportedError("plan=: there is no planner yet; leave plan out and use policy='auto'")
         if options.min_bytes is not None and (not isinstance(options.min_bytes, int) or options.min_bytes < 0):
             raise InputError(f"min_bytes: wanted a count of bytes, found {options.min_bytes!r}; for instance 262144")
-        make_policy(options.policy, "cpu", 0)
-        self.spill_dir = str(options.spill_dir if options.spill_dir is not None else budget.default_spill_dir())
-        report = _C.inspect_spill_folder(self.spill_dir)
-        if report["is_tmpfs"]:
-            warnings.warn(f"spill_dir {self.spill_dir} is on {report['filesystem']}, which is memory itself: nothing "
-                          "is saved there; choose a folder on a disk", stacklevel=4)  # fmt: skip
-        self._limits = {
-            "device_budget": budget.parse_budget(options.device_budget, _free_device_bytes),
-            "host_budget": budget.parse_budget(options.host_budget, budget.available_host_bytes),
-            "disk_budget": budget.parse_budget(
-                options.disk_budget if options.disk_budget is not None else _DISK_SHARE,
-                lambda: budget.available_disk_bytes(self.spill_dir),
-            ),
-        }
+        make_policy(options.policy, "cpu")
+        self.spill_dir = usable_spill_folder(options.spill_dir)
+        self._limits = parse_limits(options.device_budget, options.host_budget, options.disk_budget, self.spill_dir)
 
     def _exclude(self, model: torch.nn.Module) -> None:
         for name, module in model.named_modules():
@@ -116,17 +109,17 @@ class Session:
             if os.getpid() != self._pid:
                 raise UnsupportedError("this process was forked from the one that called memsys.offload; call "
                                        "memsys.offload in the child, or start it by spawn")  # fmt: skip
-            if self._mover is not None:
+            if self._mover is not None and self._device == device:
                 return
+            # Another device than before: spans that are away keep the mover that moved them.
             runtime, backend = runtime_for(device)
-            limits = {f"{name}_bytes": -1 if value is None else value for name, value in self._limits.items()}
             self._store = _C.TensorStore(
-                runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **limits
+                runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **self._limits
             )
             mover = Mover(runtime, backend, self._store, self._counts, self._heap)
             limit = self._store.device_budget.limit_bytes
             keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)
-            self._policy = make_policy(self.options.policy, device.type, keep_bytes)
+            self._policy = make_policy(self.options.policy, device.type, keep_bytes, lambda: self._counts.kept_bytes)
             self._device = device
             self._mover = mover
 
@@ -143,6 +136,17 @@ class Session:
             yield
         if isinstance(self._policy, Measured):
             self._policy.learn(record.sizes)
+        self._say_if_idle(record)
+
+    def _say_if_idle(self, record: ForwardRecord) -> None:
+        """A mode that does nothing says so, once."""
+        if not self._has_run and len(record) == 0:
+            logger.warning(
+                "nothing was offloaded in the first forward: no saved tensor of at least %d bytes that is not a "
+                "parameter; lower min_bytes, or do without memsys here",
+                self._min_bytes(),
+            )
+        self._has_run = True
 
     def new_record(self, device: torch.device) -> ForwardRecord:
         """A record for a forward on `device`; the first makes the store."""
@@ -202,8 +206,3 @@ def _device_of(model: torch.nn.Module | None) -> torch.device:
     if parameter is not None and parameter.device.type != "meta":
         return parameter.device
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else torch.device("cpu")
-
-
-def _free_device_bytes() -> int:
-    """What a percentage of device_budget refers to: free device memory, which on a CPU is RAM."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else budget.available_host_bytes()

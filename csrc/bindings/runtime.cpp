@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "base/error.h"
 #include "bindings/topics.h"
 
 namespace py = pybind11;
@@ -16,6 +17,15 @@ std::shared_ptr<Runtime> make(DeviceKind kind, int device_index, std::optional<u
                               FaultSeam faults) {
   return make_runtime(
       {.kind = kind, .device_index = device_index, .seed = seed, .io = {.choice = io}, .faults = faults});
+}
+
+// The switches of the fault seam, which only a runtime made with it has.
+template <typename Seam>
+Seam& faulty(const std::shared_ptr<Seam>& seam) {
+  MEMSYS_EXPECT(seam != nullptr, InputError,
+                "faults were to be armed or counted, but this runtime was made without the seam; make it with "
+                "faults=FaultSeam.faulty");
+  return *seam;
 }
 
 void* pointer_of(uintptr_t address) { return reinterpret_cast<void*>(address); }
@@ -92,16 +102,19 @@ void bind_runtime(py::module_& module) {
       .def(
           "arm_io",
           [](Runtime& self, IoFault fault, int64_t at, FaultSpan span) {
-            self.faulty_io->arm({.fault = fault, .at = at, .span = span});
+            faulty(self.faulty_io).arm({.fault = fault, .at = at, .span = span});
           },
           py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once)
-      .def_property_readonly("io_attempt_count", [](const Runtime& self) { return self.faulty_io->attempt_count(); })
+      .def_property_readonly("io_attempt_count",
+                             [](const Runtime& self) { return faulty(self.faulty_io).attempt_count(); })
       .def(
           "arm_memory",
-          [](Runtime& self, int64_t at, FaultSpan span) { self.faulty_memory->arm(at, span == FaultSpan::persistent); },
+          [](Runtime& self, int64_t at, FaultSpan span) {
+            faulty(self.faulty_memory).arm(at, span == FaultSpan::persistent);
+          },
           py::arg("at"), py::arg("span") = FaultSpan::once)
       .def_property_readonly("memory_attempt_count",
-                             [](const Runtime& self) { return self.faulty_memory->attempt_count(); });
+                             [](const Runtime& self) { return faulty(self.faulty_memory).attempt_count(); });
 }
 
 }  // namespace memsys

@@ -1,4 +1,5 @@
 // Binds what env and doctor ask of the machine.
+#include "base/error.h"
 #include "bindings/topics.h"
 #include "device/device.h"
 #include "io/checksum.h"
@@ -45,6 +46,8 @@ py::dict cuda() {
 
 uint32_t checksum(const py::buffer& data, uint32_t seed) {
   const py::buffer_info info = data.request();
+  MEMSYS_EXPECT(PyBuffer_IsContiguous(info.view(), 'C') != 0, InputError,
+                "crc32c: wanted contiguous bytes, found a strided view; copy it first, with bytes(...)");
   return crc32c(info.ptr, info.size * info.itemsize, seed);
 }
 

@@ -6,10 +6,11 @@ Everything private to torch that memsys needs is here, behind a function with a 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ DispatchMode = TorchDispatchMode
 OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
+_AUTOCAST_KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
 _PAGE_BYTES = mmap.PAGESIZE
 _MADV_DONTNEED = 4
 _madvise = ctypes.PyDLL(None).madvise  # PyDLL: the call keeps the GIL
@@ -138,6 +140,28 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def closed_to_compilers(reason: str) -> Callable[[Callable], Callable]:
+    """Marks a function that torch.compile may not trace, as torch.compiler.disable does, but without importing the
+    compiler, which takes seconds and memory from those who do not compile."""
+
+    def mark(function: Callable) -> Callable:
+        function._torchdynamo_disable = True
+        function._torchdynamo_disable_msg = reason
+        return function
+
+    return mark
+
+
+def uncompiled(function: Callable) -> Callable:
+    """The function, run without torch.compile looking into what it calls; itself while no compiler is loaded."""
+    return _disabled(function) if "torch._dynamo" in sys.modules else function
+
+
+@functools.cache
+def _disabled(function: Callable) -> Callable:
+    return torch.compiler.disable(function)
+
+
 def in_functorch() -> bool:
     """Whether a torch.func transform is active, under which torch refuses saved-tensor hooks."""
     return torch._C._are_functorch_transforms_active()
@@ -164,7 +188,9 @@ def cast_parameter(tensor: torch.Tensor) -> torch.Tensor | None:
 
     Such copies outlive the forward in autocast's cache: moving them would free nothing.
     """
-    if not (torch.is_autocast_enabled(tensor.device.type) and torch.is_autocast_cache_enabled()):
+    # An operation under autocast runs with autocast itself switched off, so "is it enabled" would say no in a hook.
+    key = _AUTOCAST_KEYS.get(tensor.device.type)
+    if key is None or not torch._C._dispatch_tls_is_dispatch_key_excluded(key):
         return None
     node, _ = _walk(tensor.grad_fn, _VIEW_NODES)
     if node is None or node.name() != _CAST_NODE:

@@ -6,6 +6,7 @@ import functools
 import os
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -82,7 +83,7 @@ def _patched(model: torch.nn.Module, session: Session) -> Callable:
         def inner(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
             return type(self).forward(self, *args, **kwargs)
 
-    @torch.compiler.disable(recursive=False, reason=_REMEDY)
+    @_tensor.closed_to_compilers(_REMEDY)
     def offloaded(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
         if not forward.memsys_session or not torch.is_grad_enabled():
             return inner(self, *args, **kwargs)
@@ -108,14 +109,23 @@ class _Scope:
     def __init__(self, session: Session, model: torch.nn.Module) -> None:
         self._session, self._model = session, model
 
-    @torch.compiler.disable
+    @_tensor.closed_to_compilers(_REMEDY)
     def __enter__(self) -> None:
-        self._scope = self._session.forward(self._model)
-        self._scope.__enter__()
+        self._scope = _tensor.uncompiled(_open_scope)(self._session, self._model)
 
-    @torch.compiler.disable
+    @_tensor.closed_to_compilers(_REMEDY)
     def __exit__(self, *error: object) -> None:
-        self._scope.__exit__(*error)
+        _tensor.uncompiled(_close_scope)(self._scope, *error)
+
+
+def _open_scope(session: Session, model: torch.nn.Module) -> AbstractContextManager:
+    scope = session.forward(model)
+    scope.__enter__()
+    return scope
+
+
+def _close_scope(scope: AbstractContextManager, *error: object) -> None:
+    scope.__exit__(*error)
 
 
 def _function_of(model: torch.nn.Module) -> Callable | None:

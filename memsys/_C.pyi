@@ -1,5 +1,7 @@
-# What csrc/bindings tells Python, written by hand so that editors and type checkers see signatures without a build.
-# Addresses and streams are integers (`data_ptr()`, `stream.cuda_stream`); sizes are bytes; times are microseconds.
+"""What csrc/bindings tells Python, written by hand so that editors and type checkers see signatures without a build.
+Addresses and streams are integers (`data_ptr()`, `stream.cuda_stream`); sizes are bytes; times are microseconds.
+"""
+
 import enum
 
 from typing_extensions import Buffer

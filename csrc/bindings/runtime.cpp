@@ -53,12 +53,35 @@ void bind_enums(py::module_& module) {
       .value("truncated", IoFault::truncated);
 }
 
+using RuntimeClass = py::class_<Runtime, std::shared_ptr<Runtime>>;
+
+void bind_faults(RuntimeClass& runtime) {
+  runtime
+      .def(
+          "arm_io",
+          [](Runtime& self, IoFault fault, int64_t at, FaultSpan span) {
+            faulty(self.faulty_io).arm({.fault = fault, .at = at, .span = span});
+          },
+          py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once)
+      .def_property_readonly("io_attempt_count",
+                             [](const Runtime& self) { return faulty(self.faulty_io).attempt_count(); })
+      .def(
+          "arm_memory",
+          [](Runtime& self, int64_t at, FaultSpan span) {
+            faulty(self.faulty_memory).arm(at, span == FaultSpan::persistent);
+          },
+          py::arg("at"), py::arg("span") = FaultSpan::once)
+      .def_property_readonly("memory_attempt_count",
+                             [](const Runtime& self) { return faulty(self.faulty_memory).attempt_count(); });
+}
+
 }  // namespace
 
 void bind_runtime(py::module_& module) {
   bind_enums(module);
-  py::class_<Runtime, std::shared_ptr<Runtime>>(
-      module, "Runtime", "Executor, device and io engine, shared by the stores of one process and device.")
+  RuntimeClass runtime(module, "Runtime",
+                       "Executor, device and io engine, shared by the stores of one process and device.");
+  runtime
       .def(py::init(&make), py::arg("kind"), py::arg("device_index") = 0, py::arg("seed") = py::none(),
            py::arg("io") = IoEngineChoice::automatic, py::arg("faults") = FaultSeam::none)
       .def_property_readonly("io_name", [](const Runtime& self) { return self.io->name(); })
@@ -98,23 +121,8 @@ void bind_runtime(py::module_& module) {
           [](Runtime& self, uintptr_t address, int64_t bytes, uintptr_t stream) {
             self.device->note_free(pointer_of(address), bytes, {stream});
           },
-          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"))
-      .def(
-          "arm_io",
-          [](Runtime& self, IoFault fault, int64_t at, FaultSpan span) {
-            faulty(self.faulty_io).arm({.fault = fault, .at = at, .span = span});
-          },
-          py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once)
-      .def_property_readonly("io_attempt_count",
-                             [](const Runtime& self) { return faulty(self.faulty_io).attempt_count(); })
-      .def(
-          "arm_memory",
-          [](Runtime& self, int64_t at, FaultSpan span) {
-            faulty(self.faulty_memory).arm(at, span == FaultSpan::persistent);
-          },
-          py::arg("at"), py::arg("span") = FaultSpan::once)
-      .def_property_readonly("memory_attempt_count",
-                             [](const Runtime& self) { return faulty(self.faulty_memory).attempt_count(); });
+          Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"));
+  bind_faults(runtime);
 }
 
 }  // namespace memsys

@@ -13,6 +13,11 @@ namespace memsys {
 
 namespace {
 
+// An aligned block has no edges, and memcpy takes no null pointer even for 0 bytes.
+void copy_edge(void* target, const void* source, int64_t bytes) {
+  if (bytes > 0) std::memcpy(target, source, static_cast<size_t>(bytes));
+}
+
 // A transfer that cannot start ends as one that failed: whoever waits for it would wait for ever.
 void transfer_or_fail(const FileLane& lane, const IoRequest& request, const Finish& done) {
   try {
@@ -61,8 +66,8 @@ FileSpan::~FileSpan() {
 void FileSpan::write(const void* source, const FileLane& lane, Finish finish) {
   const auto* bytes = static_cast<const unsigned char*>(source);
   const int64_t suffix_bytes = bytes_ - prefix_bytes_ - middle_bytes_;
-  std::memcpy(edges_.data(), bytes, static_cast<size_t>(prefix_bytes_));
-  std::memcpy(edges_.data() + prefix_bytes_, bytes + bytes_ - suffix_bytes, static_cast<size_t>(suffix_bytes));
+  copy_edge(edges_.data(), bytes, prefix_bytes_);
+  copy_edge(edges_.data() + prefix_bytes_, bytes + bytes_ - suffix_bytes, suffix_bytes);
   if (pieces_.empty()) return finish(nullptr);
   auto progress =
       std::make_shared<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
@@ -82,8 +87,8 @@ void FileSpan::write(const void* source, const FileLane& lane, Finish finish) {
 void FileSpan::read(void* target, const FileLane& lane, Finish finish) {
   auto* bytes = static_cast<unsigned char*>(target);
   const int64_t suffix_bytes = bytes_ - prefix_bytes_ - middle_bytes_;
-  std::memcpy(bytes, edges_.data(), static_cast<size_t>(prefix_bytes_));
-  std::memcpy(bytes + bytes_ - suffix_bytes, edges_.data() + prefix_bytes_, static_cast<size_t>(suffix_bytes));
+  copy_edge(bytes, edges_.data(), prefix_bytes_);
+  copy_edge(bytes + bytes_ - suffix_bytes, edges_.data() + prefix_bytes_, suffix_bytes);
   if (pieces_.empty()) return lane.executor->post(lane.read_queue, [finish] { finish(nullptr); });
   auto progress =
       std::make_shared<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));

@@ -75,14 +75,14 @@ class Mover:
             try:
                 span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), tier)
             except (BudgetError, SpillError) as error:
-                refusal = refusal or error
+                refusal = refusal or error.with_traceback(None)  # whose frames would keep the span alive
                 continue
             self._hold(span)
             return
         if not self.keep(span):
             raise refusal
         if self.stats.fallback_count == 0:
-            logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, refusal)
+            logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, str(refusal))
         self.stats.fallback_count += 1
 
     def _hold(self, span: SavedSpan) -> None:

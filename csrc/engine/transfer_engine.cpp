@@ -16,6 +16,9 @@ TransferEngine::TransferEngine(std::shared_ptr<Executor> executor, std::shared_p
   in_done_queue_ = file_lane_.executor->create_queue("in-done");
   out_stream_ = device_->create_stream("out");
   in_stream_ = device_->create_stream("in");
+  // Threads start with a first task: one that cannot start is told here, and never between a copy and its release.
+  for (const QueueId queue : {file_lane_.write_queue, file_lane_.read_queue, out_done_queue_, in_done_queue_})
+    file_lane_.executor->post(queue, [] {});
 }
 
 TransferEngine::~TransferEngine() {

@@ -1,10 +1,11 @@
-"""return_memory: gives freed memory back to the system, on request only.
+"""Gives the memory of tensors that left back to the system, and, on request only, the rest of the freed heap too.
 
 glibc keeps what torch frees below its mmap threshold in its heap, in holes that the next tensors often do not fit, so
 the peak of a step outlives it. Fixing that threshold would make every temporary tensor pay page faults. Here memsys
 owns the dead sources instead: once nobody else holds one, its pages go back, and the address range returns to the
-heap; only what was swapped out pays a page fault when it is used again. Temporary tensors wander through those holes
-and dirty them one after another, so the heap is trimmed whenever the process has grown by a fixed amount.
+heap; only what was swapped out pays a page fault when it is used again. No setting of malloc changes.
+Temporary tensors wander through those holes and dirty them one after another, so with return_memory the heap is also
+trimmed whenever the process has grown by a fixed amount.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import mmap
 import threading
 from collections import deque
+from enum import Enum
 
 import torch
 
@@ -26,17 +28,28 @@ _WAITING_LIMIT = 32
 _OWN_REFERENCES = 2
 
 
+class HeapMode(Enum):
+    """DISCARD: the pages of dead sources; TRIM: also free heap, by malloc_trim."""
+
+    DISCARD = "discard"
+    TRIM = "trim"
+
+
 class HeapKeeper:
     """Holds dead sources until they are nobody else's, and trims the heap where the C library can."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: HeapMode) -> None:
         library = ctypes.CDLL(None)
-        self._trim = getattr(library, "malloc_trim", None)
+        self._trim = getattr(library, "malloc_trim", None) if mode is HeapMode.TRIM else None
         self._floor_bytes = resident_bytes()
         self._waiting: deque[torch.UntypedStorage] = deque()
         self._lock = threading.Lock()
         self.trim_count = 0
         self.discarded_bytes = 0
+
+    @property
+    def trims(self) -> bool:
+        return self._trim is not None
 
     def take(self, source: torch.UntypedStorage) -> None:
         """A source whose bytes have left."""
@@ -63,9 +76,11 @@ class HeapKeeper:
     def check(self) -> None:
         """Trims the heap if the process has grown since the last time; called as tensors are saved and read."""
         self.give_back()
+        if self._trim is None:
+            return
         resident = resident_bytes()
         self._floor_bytes = min(self._floor_bytes, resident)
-        if self._trim is not None and resident > self._floor_bytes + _GROWTH_BYTES:
+        if resident > self._floor_bytes + _GROWTH_BYTES:
             self._trim(0)
             self.trim_count += 1
             self._floor_bytes = resident_bytes()

@@ -50,7 +50,7 @@ class Mover:
         self._window_used_bytes = 0  # prefetched and not yet taken
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
-        default_bytes = DEFAULT_WINDOW_BYTES if heap is None else DEFAULT_WINDOW_BYTES // 2
+        default_bytes = DEFAULT_WINDOW_BYTES // 2 if heap is not None and heap.trims else DEFAULT_WINDOW_BYTES
         self.window_bytes = default_bytes if limit < 0 else min(default_bytes, limit // 4)
 
     # Out -----------------------------------------------------------------------------------------------------------

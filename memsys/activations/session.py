@@ -20,7 +20,7 @@ import torch
 from memsys import _C
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Dispatcher
-from memsys.activations.heap import HeapKeeper
+from memsys.activations.heap import HeapKeeper, HeapMode
 from memsys.activations.layers import LayerMarks
 from memsys.activations.limits import parse_limits, usable_spill_folder
 from memsys.activations.mover import DEFAULT_WINDOW_BYTES, Mover
@@ -70,7 +70,7 @@ class Session:
         self._aliases = AliasTable()
         self._parameters = ParameterFilter()
         self._last_record: weakref.ref | None = None
-        self._heap = HeapKeeper() if options.return_memory else None
+        self._heap: HeapKeeper | None = None
         self._excluding = threading.local()
         self._hooks: list[object] = []
         self._check_options()
@@ -116,6 +116,8 @@ class Session:
             self._store = _C.TensorStore(
                 runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **self._limits
             )
+            if device.type == "cpu" and runtime.is_host_addressable:
+                self._heap = HeapKeeper(HeapMode.TRIM if self.options.return_memory else HeapMode.DISCARD)
             mover = Mover(runtime, backend, self._store, self._counts, self._heap)
             limit = self._store.device_budget.limit_bytes
             keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)

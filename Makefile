@@ -29,10 +29,10 @@ native:
 sanitize: sanitize-address sanitize-thread
 
 sanitize-address:
-	MEMSYS_SANITIZE=address,undefined pytest tests/csrc
+	MEMSYS_SANITIZE=address,undefined pytest --timeout 600 tests/csrc
 
 sanitize-thread:
-	MEMSYS_SANITIZE=thread pytest tests/csrc
+	MEMSYS_SANITIZE=thread pytest --timeout 600 tests/csrc
 
 # Every benchmark once, so that none rots; the figures mean nothing.
 bench-smoke:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = os.environ.get("MEMSYS_SANITIZE", "")
 BUILD = ROOT / "build" / "-".join(["tests", *filter(None, SANITIZE.split(","))])
 SKIPPED = 77  # the exit status of check_main.cpp when everything asked for was skipped
-TEST_SECONDS = 150  # below the limit of pytest-timeout, so that the test's own output is shown
+# Below the limit of pytest-timeout, so that the test's own output is shown; the Makefile raises it for sanitizers.
+TEST_SECONDS = 570 if SANITIZE else 150
 # The symbol that each sanitizer leaves in every program built with it.
 MARKS = {"address": "__asan_init", "undefined": "__ubsan_handle", "thread": "__tsan_init"}
 

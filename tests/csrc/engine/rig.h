@@ -11,6 +11,14 @@
 #include "engine/runtime.h"
 #include "engine/tensor_store.h"
 
+// Sanitizers make every step ten times slower: there, a tenth of the schedules is tried.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr uint64_t kScheduleShare = 10;
+#else
+inline constexpr uint64_t kScheduleShare = 1;
+#endif
+constexpr uint64_t schedules(uint64_t count) { return count / kScheduleShare > 2 ? count / kScheduleShare : 2; }
+
 namespace engine_test {
 
 using namespace memsys;

@@ -68,7 +68,7 @@ int strike_everywhere(Rig& rig, FaultSpan span, IoFault fault, Tier tier) {
 
 void on_all_rigs(Tier tier, const std::function<void(Rig&)>& body) {
   std::vector<RigOptions> all{{.faults = FaultSeam::faulty}};
-  for (uint64_t seed = 0; seed < 3; ++seed)
+  for (uint64_t seed = 0; seed < schedules(3); ++seed)
     for (const DeviceKind kind : {DeviceKind::host, DeviceKind::simulated})
       all.push_back({.kind = kind, .seed = seed, .faults = FaultSeam::faulty});
   for (const RigOptions& options : all) {
@@ -104,7 +104,7 @@ TEST(short_and_interrupted_transfers_are_completed) {
 }
 
 TEST(a_failed_file_write_leaves_the_block_in_host_memory) {
-  for (uint64_t seed = 0; seed < 10; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(10); ++seed) {
     Rig rig({.kind = DeviceKind::simulated, .seed = seed, .faults = FaultSeam::faulty});
     rig.runtime->faulty_io->arm({.fault = IoFault::io_error, .at = 1, .span = FaultSpan::persistent});
     CHECK(live(rig, pattern(kBytes, seed), Tier::file) == Outcome::right);
@@ -127,7 +127,7 @@ TEST(a_source_that_could_not_leave_stays_reserved_and_is_whole) {
 }
 
 TEST(a_bit_flipped_in_a_host_copy_is_told) {
-  for (uint64_t seed = 0; seed < 10; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(10); ++seed) {
     Rig rig({.kind = DeviceKind::simulated, .seed = seed, .host_check = HostCheck::checksum});
     const DeviceBlock source(rig.runtime->device, 5000), target(rig.runtime->device, 5000);
     rig.runtime->device->note_use(source.data(), 5000, {}, Use::write);

@@ -16,7 +16,7 @@ constexpr int64_t kBytes = 100007;
 
 std::vector<RigOptions> rigs() {
   std::vector<RigOptions> all{{}};
-  for (uint64_t seed = 0; seed < 20; ++seed) all.push_back({.seed = seed});
+  for (uint64_t seed = 0; seed < schedules(20); ++seed) all.push_back({.seed = seed});
   return all;
 }
 
@@ -64,7 +64,7 @@ TEST(a_store_dropped_with_transfers_in_flight_finishes_them) {
 }
 
 TEST(a_store_dropped_after_a_failed_task_finishes_its_transfers) {
-  for (uint64_t seed = 0; seed < 20; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(20); ++seed) {
     Rig rig({.seed = seed});
     const Block source = pattern(kBytes, 3, 64);
     const QueueId foreign = rig.runtime->executor->create_queue("foreign");

@@ -96,7 +96,7 @@ std::string told_without(uint64_t seed, const Life& life, int wait, int gate) {
 }
 
 void check_told(const Life& life, int wait, int gate, const std::string& named) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(40); ++seed) {
     const std::string message = told_without(seed, life, wait, gate);
     if (message.find(named) == std::string::npos)
       check::fail(__FILE__, __LINE__, "seed " + std::to_string(seed) + " missed it or told: " + message);
@@ -109,7 +109,7 @@ constexpr int kProducerWait = 0, kSourceWait = 1, kAllocationWait = 2, kCopiedOu
 }  // namespace
 
 TEST(every_life_passes_on_200_schedules) {
-  for (uint64_t seed = 0; seed < 200; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(200); ++seed) {
     Simulation simulation(seed, seed % 2 == 0 ? HostCheck::off : HostCheck::checksum);
     for (const Tier tier : {Tier::pageable, Tier::file})
       for (const Source source : {Source::ordered, Source::held, Source::kept})
@@ -124,7 +124,7 @@ TEST(every_life_passes_on_200_schedules) {
 
 TEST(a_forward_and_its_backward_pass_on_200_schedules) {
   constexpr uint64_t kLayers = 6;
-  for (uint64_t seed = 0; seed < 200; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(200); ++seed) {
     Simulation simulation(seed);
     std::vector<BlockRef> saved;
     for (uint64_t layer = 0; layer < kLayers; ++layer) {
@@ -183,7 +183,7 @@ TEST(a_consumer_that_does_not_wait_for_the_copy_in_is_told) {
 }
 
 TEST(a_file_written_before_the_copy_out_is_told) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(40); ++seed) {
     Simulation simulation(3 * seed);
     simulation.device->miss_gate(0);
     simulation.put_away(pattern(4099, seed), {Tier::file, Source::kept});
@@ -192,7 +192,7 @@ TEST(a_file_written_before_the_copy_out_is_told) {
 }
 
 TEST(host_memory_reused_before_its_reader_ended_is_told) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(40); ++seed) {
     Simulation simulation(3 * seed);
     const Block wanted = pattern(4099, seed);
     BlockRef block = simulation.put_away(wanted, {Tier::pageable, Source::held});

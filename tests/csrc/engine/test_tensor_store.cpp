@@ -52,7 +52,7 @@ TEST(host_memory_brings_back_every_size_from_every_address) {
 }
 
 TEST(both_tiers_bring_back_the_bytes_on_40_schedules) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < schedules(40); ++seed) {
     Rig rig({.seed = seed});
     for (const Tier tier : {Tier::file, Tier::pageable})
       for (const int64_t bytes : {int64_t{1}, int64_t{5000}, 4 * kMiB + 4097}) round_trip(rig, bytes, 64, tier);
@@ -89,7 +89,7 @@ TEST(a_block_comes_back_several_times_at_once) {
 }
 
 TEST(a_source_written_on_a_stream_leaves_after_that_write) {
-  for (uint64_t seed = 0; seed < 200; ++seed)
+  for (uint64_t seed = 0; seed < schedules(200); ++seed)
     for (const Tier tier : {Tier::file, Tier::pageable}) {
       Rig rig({.seed = seed});
       const StreamView writer = rig.runtime->device->create_stream("writer");

@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/executor.h"
+#include "base/small_memory.h"
 
 namespace memsys {
 namespace {
@@ -28,7 +29,7 @@ struct Item {
 
 struct Queue {
   std::string name;
-  std::deque<Item> items;
+  std::deque<Item, SmallAllocator<Item>> items;
   std::condition_variable wake;
   std::thread thread;
   bool at_gate = false;  // the thread sleeps, or is about to, until its head's gate is notified

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "base/small_memory.h"
 #include "device/device.h"
 #include "device/host_memory.h"
 
@@ -16,10 +17,10 @@ namespace {
 // changes nothing for it.
 using Completion = std::shared_ptr<std::atomic<bool>>;
 
-Completion make_completion(bool done) { return std::make_shared<std::atomic<bool>>(done); }
+Completion make_completion(bool done) { return make_small<std::atomic<bool>>(done); }
 
 Gate gate_of(const Completion& completion) {
-  return {[completion] { return completion->load(std::memory_order_acquire); }, {}};
+  return {small_function([completion] { return completion->load(std::memory_order_acquire); }), {}};
 }
 
 class HostDevice final : public Device {

@@ -1,6 +1,8 @@
 // See event_pool.h.
 #include "engine/event_pool.h"
 
+#include "base/small_memory.h"
+
 namespace memsys {
 
 PooledEvent::~PooledEvent() { pool_->give(id_); }
@@ -15,10 +17,10 @@ EventRef EventPool::take() {
     if (!free_.empty()) {
       const EventId id = free_.back();
       free_.pop_back();
-      return std::make_shared<PooledEvent>(shared_from_this(), id);
+      return make_small<PooledEvent>(shared_from_this(), id);
     }
   }
-  return std::make_shared<PooledEvent>(shared_from_this(), device_->create_event());
+  return make_small<PooledEvent>(shared_from_this(), device_->create_event());
 }
 
 void EventPool::give(EventId id) noexcept {

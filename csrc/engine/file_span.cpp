@@ -69,8 +69,7 @@ void FileSpan::write(const void* source, const FileLane& lane, Finish finish) {
   copy_edge(edges_.data(), bytes, prefix_bytes_);
   copy_edge(edges_.data() + prefix_bytes_, bytes + bytes_ - suffix_bytes, suffix_bytes);
   if (pieces_.empty()) return finish(nullptr);
-  auto progress =
-      std::make_shared<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
+  auto progress = make_small<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
   for (Piece& piece : pieces_) {
     const unsigned char* data = bytes + prefix_bytes_ + piece.begin_bytes;
     piece.checksum = crc32c(data, piece.size_bytes);
@@ -90,8 +89,7 @@ void FileSpan::read(void* target, const FileLane& lane, Finish finish) {
   copy_edge(bytes, edges_.data(), prefix_bytes_);
   copy_edge(bytes + bytes_ - suffix_bytes, edges_.data() + prefix_bytes_, suffix_bytes);
   if (pieces_.empty()) return lane.executor->post(lane.read_queue, [finish] { finish(nullptr); });
-  auto progress =
-      std::make_shared<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
+  auto progress = make_small<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
   for (const Piece& piece : pieces_) {
     unsigned char* data = bytes + prefix_bytes_ + piece.begin_bytes;
     const auto check = [this, progress, &piece, data] { progress->end_piece(verify(piece, data)); };

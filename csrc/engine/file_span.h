@@ -8,9 +8,9 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "base/executor.h"
+#include "base/small_memory.h"
 #include "engine/spill_space.h"
 #include "io/full_io.h"
 #include "io/io_engine.h"
@@ -55,8 +55,8 @@ class FileSpan : public std::enable_shared_from_this<FileSpan> {
   const std::shared_ptr<SpillSpace> space_;
   const std::shared_ptr<File> file_;
   int64_t bytes_, prefix_bytes_ = 0, middle_bytes_ = 0, offset_ = -1;
-  std::vector<unsigned char> edges_;  // prefix, then suffix
-  std::vector<Piece> pieces_;
+  SmallVector<unsigned char> edges_;  // prefix, then suffix
+  SmallVector<Piece> pieces_;
 };
 
 }  // namespace memsys

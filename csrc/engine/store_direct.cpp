@@ -1,35 +1,33 @@
 // The direct road: device memory is host memory, so a block is written from, and read into, the tensor's own bytes.
 #include <utility>
 
+#include "base/small_memory.h"
 #include "engine/tensor_store.h"
 
 namespace memsys {
 
 void TensorStore::start_direct_out(const BlockRef& block, const void* source, StreamView producer) {
-  block->file_span = std::make_shared<FileSpan>(spill_, block->bytes, block->phase);
+  block->file_span = make_small<FileSpan>(spill_, block->bytes, block->phase);
   const EventRef produced = engine_->mark(producer);
   const Gate gate = engine_->device().gate(produced->id());
-  engine_->executor().post(
-      engine_->file_lane().write_queue,
-      [this, block, source, produced] {
-        const auto finish = [this, block](std::exception_ptr error) {
-          end(block->stored, error);
-          source_left(block, error);
-        };
-        try {
-          block->file_span->write(source, engine_->file_lane(), finish);
-        } catch (...) {
-          finish(std::current_exception());
-        }
-      },
-      gate);
+  engine_->executor().post(engine_->file_lane().write_queue, small_function([this, block, source, produced] {
+                             const auto finish = [this, block](std::exception_ptr error) {
+                               end(block->stored, error);
+                               source_left(block, error);
+                             };
+                             try {
+                               block->file_span->write(source, engine_->file_lane(), finish);
+                             } catch (...) {
+                               finish(std::current_exception());
+                             }
+                           }),
+                           gate);
 }
 
 void TensorStore::start_direct_in(const ArrivalRef& arrival) {
   const BlockRef& block = arrival->block;
   file_in_bytes_ += block->file_span->file_bytes();
-  engine_->executor().post(engine_->file_lane().read_queue,
-                           [this, arrival] {
+  engine_->executor().post(engine_->file_lane().read_queue, small_function([this, arrival] {
                              if (arrival->block->stored.error()) return fail(arrival, arrival->block->stored.error());
                              try {
                                arrival->block->file_span->read(arrival->target, engine_->file_lane(),
@@ -40,8 +38,8 @@ void TensorStore::start_direct_in(const ArrivalRef& arrival) {
                              } catch (...) {
                                fail(arrival, std::current_exception());
                              }
-                           },
-                           {.ready = [block] { return block->stored.is_done(); }, .block = {}});
+                           }),
+                           {.ready = small_function([block] { return block->stored.is_done(); }), .block = {}});
 }
 
 }  // namespace memsys

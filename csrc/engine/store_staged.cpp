@@ -3,14 +3,15 @@
 #include <utility>
 
 #include "base/bytes.h"
+#include "base/small_memory.h"
 #include "engine/tensor_store.h"
 #include "io/checksum.h"
 
 namespace memsys {
 
 void TensorStore::start_staged_out(const BlockRef& block, const void* source, StreamView producer) {
-  auto host = std::make_shared<Buffer>(host_arena_, block->bytes);
-  if (block->target_tier == Tier::file) block->file_span = std::make_shared<FileSpan>(spill_, block->bytes, 0);
+  auto host = make_small<Buffer>(host_arena_, block->bytes);
+  if (block->target_tier == Tier::file) block->file_span = make_small<FileSpan>(spill_, block->bytes, 0);
   block->copied_out = engine_->copy_out(host->data(), source, block->bytes, producer);
   block->set_host_copy(std::move(host));
   engine_->run_after(block->copied_out, Direction::out, [this, block] { after_copied_out(block); });
@@ -100,7 +101,7 @@ void TensorStore::verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<B
 }
 
 void TensorStore::read_then_issue(const ArrivalRef& arrival) {
-  auto staging = std::make_shared<Buffer>(host_arena_, arrival->block->bytes);
+  auto staging = make_small<Buffer>(host_arena_, arrival->block->bytes);
   file_in_bytes_ += arrival->block->file_span->file_bytes();
   engine_->executor().post(engine_->file_lane().read_queue, [this, arrival, staging = std::move(staging)] {
     try {

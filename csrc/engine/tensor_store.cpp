@@ -2,6 +2,7 @@
 #include "engine/tensor_store.h"
 
 #include "base/bytes.h"
+#include "base/small_memory.h"
 #include "memory/limited_resource.h"
 #include "memory/resources.h"
 
@@ -51,7 +52,7 @@ bool TensorStore::is_direct(const SavedBlock& block) const {
 
 BlockRef TensorStore::swap_out(const void* source, int64_t bytes, StreamView producer, Tier target) {
   MEMSYS_EXPECT(bytes > 0, InputError, "swap_out: wanted at least 1 byte, found " + std::to_string(bytes));
-  auto block = std::make_shared<SavedBlock>();
+  auto block = make_small<SavedBlock>();
   block->bytes = bytes;
   block->target_tier = target;
   block->phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(source) % SavedBlock::kPhaseBytes);
@@ -87,7 +88,7 @@ void TensorStore::end(Ticket& ticket, std::exception_ptr error) {
 }
 
 ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView consumer) {
-  auto arrival = std::make_shared<Arrival>();
+  auto arrival = make_small<Arrival>();
   arrival->block = block;
   arrival->target = target;
   if (target == nullptr) allocate_target(*arrival);
@@ -103,7 +104,7 @@ ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView 
 void TensorStore::allocate_target(Arrival& arrival) {
   const SavedBlock& block = *arrival.block;
   const int64_t bytes = align_up(block.phase + block.bytes, SavedBlock::kPhaseBytes);
-  arrival.owned_target = std::make_shared<Buffer>(target_arena_, bytes);
+  arrival.owned_target = make_small<Buffer>(target_arena_, bytes);
   arrival.owned_offset_bytes = block.phase;
   arrival.target = static_cast<unsigned char*>(arrival.owned_target->data()) + block.phase;
 }

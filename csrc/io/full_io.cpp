@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/bytes.h"
+#include "base/small_memory.h"
 #include "io/system_error.h"
 
 namespace memsys {
@@ -97,7 +98,7 @@ void transfer_fully(std::shared_ptr<IoEngine> engine, const IoRequest& request,
                 "a transfer of " + std::to_string(request.bytes) + " bytes at offset " +
                     std::to_string(request.offset) + " makes no sense: both must be 0 or more");
   checked_add(request.offset, request.bytes);
-  std::make_shared<Transfer>(std::move(engine), request, std::move(done))->attempt();
+  make_small<Transfer>(std::move(engine), request, std::move(done))->attempt();
 }
 
 }  // namespace memsys

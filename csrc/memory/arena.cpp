@@ -11,14 +11,12 @@
 #include <exception>
 #include <iterator>
 #include <limits>
-#include <map>
-#include <set>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/small_memory.h"
 #include "memory/pages.h"
 #include "plan/offset_allocator.h"
 
@@ -80,10 +78,10 @@ class SlabArena final : public Arena {
   int64_t reserved_bytes_ = 0, peak_reserved_bytes_ = 0, used_bytes_ = 0, peak_used_bytes_ = 0;
   int64_t pending_bytes_ = 0;          // on their way from or to the upstream
   std::atomic<uint32_t> settled_ = 0;  // counts finished calls of the upstream, to wait for another thread's
-  std::map<uintptr_t, Slab> slabs_;    // by address
-  std::set<std::pair<int64_t, uintptr_t>> slabs_by_free_;       // (free bytes, address): the fullest come first
-  std::unordered_map<uintptr_t, int64_t> live_;                 // block -> bytes as asked for
-  std::unordered_map<int64_t, std::vector<uintptr_t>> parked_;  // rounded bytes -> blocks, last freed last
+  SmallMap<uintptr_t, Slab> slabs_;    // by address
+  SmallSet<std::pair<int64_t, uintptr_t>> slabs_by_free_;  // (free bytes, address): the fullest come first
+  SmallMap<uintptr_t, int64_t> live_;                      // block -> bytes as asked for
+  SmallMap<int64_t, SmallVector<uintptr_t>> parked_;       // rounded bytes -> blocks, last freed last
 };
 
 int64_t SlabArena::round(int64_t bytes) const {

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <set>
 #include <utility>
+
+#include "base/small_memory.h"
 
 namespace memsys {
 
@@ -33,9 +33,9 @@ class OffsetAllocator {
   void erase_free(int64_t offset, int64_t bytes);
 
   int64_t capacity_, alignment_, used_bytes_ = 0, high_water_ = 0;
-  std::map<int64_t, int64_t> live_;                     // offset -> bytes
-  std::map<int64_t, int64_t> free_by_offset_;           // offset -> bytes
-  std::set<std::pair<int64_t, int64_t>> free_by_size_;  // (bytes, offset)
+  SmallMap<int64_t, int64_t> live_;                     // offset -> bytes
+  SmallMap<int64_t, int64_t> free_by_offset_;           // offset -> bytes
+  SmallSet<std::pair<int64_t, int64_t>> free_by_size_;  // (bytes, offset)
 };
 
 }  // namespace memsys

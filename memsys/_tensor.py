@@ -29,7 +29,8 @@ _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
 _AUTOCAST_KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
 _PAGE_BYTES = mmap.PAGESIZE
-_MADV_DONTNEED = 4
+_HUGE_PAGE_BYTES = 2 << 20
+_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14
 _madvise = ctypes.PyDLL(None).madvise  # PyDLL: the call keeps the GIL
 _madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
@@ -118,21 +119,32 @@ def under_autograd() -> Iterator[None]:
         yield
 
 
-def discard_pages(storage: torch.UntypedStorage, reference_count: int) -> bool:
-    """Gives the pages of a storage that is about to die back to the system; its bytes are lost.
+def is_sole_owner(storage: torch.UntypedStorage, reference_count: int) -> bool:
+    """Whether nobody but the caller can reach the bytes of a CPU storage.
 
-    Only if nobody else can reach them: `reference_count` is what sys.getrefcount tells the caller when it holds the
-    only reference, torch counts one owner, and the memory is torch's own (not numpy's, shared or mapped from a
-    file). Returns whether it was so. The GIL is held throughout, so that no reference appears meanwhile.
+    `reference_count` is what sys.getrefcount tells the caller when it holds the only reference; torch counts one
+    owner; and the memory is torch's own (not numpy's, shared or mapped from a file).
     """
     if sys.getrefcount(storage) > reference_count + 1 or torch._C._storage_Use_Count(storage._cdata) > 1:
         return False
-    if storage.device.type == "cpu" and storage.resizable() and not storage.is_shared():
-        begin = -(-storage.data_ptr() // _PAGE_BYTES) * _PAGE_BYTES
-        end = (storage.data_ptr() + storage.nbytes()) // _PAGE_BYTES * _PAGE_BYTES
-        if end > begin:
-            _madvise(begin, end - begin, _MADV_DONTNEED)
-    return True
+    return storage.device.type == "cpu" and storage.resizable() and not storage.is_shared()
+
+
+def discard_pages(storage: torch.UntypedStorage) -> None:
+    """Gives the whole pages of a storage that nobody will read again back to the system; its bytes are lost.
+
+    Their next use takes huge pages, where whole ones fit: one fault for 2 MiB instead of 512.
+    """
+    begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    _advise(begin, end, _HUGE_PAGE_BYTES, _MADV_HUGEPAGE)
+    _advise(begin, end, _PAGE_BYTES, _MADV_DONTNEED)
+
+
+def _advise(begin: int, end: int, unit_bytes: int, advice: int) -> None:
+    """To the units that lie wholly in [begin, end)."""
+    begin, end = -(-begin // unit_bytes) * unit_bytes, end // unit_bytes * unit_bytes
+    if end > begin:
+        _madvise(begin, end - begin, advice)
 
 
 def in_backward() -> bool:

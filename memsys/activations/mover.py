@@ -15,7 +15,9 @@ from collections import deque
 import torch
 
 from memsys import _tensor
-from memsys.activations.heap import HeapKeeper
+from memsys.activations.heap import HeapTrimmer
+from memsys.activations.landing import Landing
+from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
@@ -37,12 +39,14 @@ class Mover:
         backend: _tensor.Backend,
         store: object,
         stats: OffloadStats,
-        heap: HeapKeeper | None = None,
+        parking: ParkingLot | None = None,
+        trimmer: HeapTrimmer | None = None,
     ) -> None:
         self.backend = backend
         self.store = store
         self.stats = stats
-        self._heap = heap  # return_memory: hands the pages of dead sources back
+        self._parking = parking  # where sources are torch's heap memory
+        self._trimmer = trimmer  # with return_memory
         self.is_direct = runtime.is_host_addressable
         self._departures: deque[SavedSpan] = deque()
         self._departures_lock = threading.Lock()
@@ -50,7 +54,7 @@ class Mover:
         self._window_used_bytes = 0  # prefetched and not yet taken
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
-        default_bytes = DEFAULT_WINDOW_BYTES // 2 if heap is not None and heap.trims else DEFAULT_WINDOW_BYTES
+        default_bytes = DEFAULT_WINDOW_BYTES // 2 if trimmer is not None else DEFAULT_WINDOW_BYTES
         self.window_bytes = default_bytes if limit < 0 else min(default_bytes, limit // 4)
 
     # Out -----------------------------------------------------------------------------------------------------------
@@ -65,8 +69,8 @@ class Mover:
 
     def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
         """Starts to move the span to the first tier that takes it; else keeps it; else raises the first refusal."""
-        if self._heap is not None:
-            self._heap.check()
+        if self._trimmer is not None:
+            self._trimmer.check()
         address = _tensor.address_of(span.source) + span.begin_bytes
         self.backend.note_use(address, span.bytes, True)
         self._make_room(span.bytes)
@@ -142,8 +146,8 @@ class Mover:
                 ended.append(self._departures.popleft())
         for span in ended:
             self._end_departure(span)
-        if self._heap is not None:
-            self._heap.give_back()
+        if self._parking is not None:
+            self._parking.park_dead()
         return bool(ended)
 
     def _end_departure(self, span: SavedSpan) -> None:
@@ -166,14 +170,14 @@ class Mover:
                 return
             self._held_bytes -= span.bytes
         self.backend.note_free(_tensor.address_of(source) + span.begin_bytes, span.bytes)
-        if self._heap is not None:
-            self._heap.take(source)
+        if self._parking is not None:
+            self._parking.take(source)
 
     # In ------------------------------------------------------------------------------------------------------------
 
     def prefetch(self, span: SavedSpan) -> bool:
         """Starts to bring a span back if it is away and the window has room; False says to try again later."""
-        if span.source is not None or span.arrival is not None or span.alive() is not None:
+        if span.source is not None or span.landing is not None or span.alive() is not None:
             return True
         if self._window_used_bytes > 0 and self._window_used_bytes + span.bytes > self.window_bytes:
             return False
@@ -187,38 +191,39 @@ class Mover:
 
     def fetch(self, span: SavedSpan) -> torch.UntypedStorage:
         """The span's bytes, back on the device; what the current stream does from now on may read them."""
-        if self._heap is not None:
-            self._heap.check()
+        if self._trimmer is not None:
+            self._trimmer.check()
         stream = self.backend.current_stream()
         storage = span.alive()
         if storage is not None and not self.backend.owns_targets:
             return storage
-        if span.arrival is None or span.arrival_stream != stream:
-            self._fetch_now(span)
-        arrival = span.arrival
+        landing = span.landing
+        if landing is None or landing.stream != stream:
+            landing = self._fetch_now(span)
+        arrival = landing.arrival
         if not arrival.is_issued or (self.is_direct and not arrival.is_done):
             self._wait_for_arrival(arrival, stream)
         else:
             self.store.arrive(arrival, stream)
-        storage = self._take(span, arrival)
+        storage = self._take(span, landing)
         self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
         return storage
 
-    def _take(self, span: SavedSpan, arrival: object) -> torch.UntypedStorage:
+    def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
         if span.is_prefetched:
             span.is_prefetched = False
             self._window_used_bytes -= span.bytes
         if self.backend.owns_targets:
-            storage = span.target
+            storage = landing.target
         else:
             # The core's memory is the arrival's: letting go of the arrival leaves it to the tensors over it.
-            storage = span.alive() or _tensor.storage_over(arrival.target())
-            span.arrival = None
+            storage = span.alive() or _tensor.storage_over(landing.arrival.target())
+            span.landing = None
         span.restored = weakref.ref(storage)
         if span.unread_count > 1:
             span.loaded = storage
         elif self.backend.owns_targets:
-            span.target = span.arrival = None
+            span.landing = landing.target = None
         self.stats.in_bytes += span.bytes
         return storage
 
@@ -228,14 +233,15 @@ class Mover:
         self.stats.stall_us += int((time.perf_counter() - begin) * 1e6)
         self.stats.late_count += 1
 
-    def _start_arrival(self, span: SavedSpan) -> None:
+    def _start_arrival(self, span: SavedSpan) -> Landing:
         stream = self.backend.current_stream()
         target = self.backend.empty(span.bytes) if self.backend.owns_targets else None
         address = 0 if target is None else _tensor.address_of(target)
-        span.arrival = self.store.swap_in(span.block, address, stream)
-        span.arrival_stream, span.target = stream, target
+        arrival = self.store.swap_in(span.block, address, stream)
+        landing = span.landing = Landing(self.store, arrival, stream, target)
+        return landing
 
-    def _fetch_now(self, span: SavedSpan) -> None:
+    def _fetch_now(self, span: SavedSpan) -> Landing:
         """On demand: waits for room where prefetching would have given up."""
         while True:
             try:
@@ -255,15 +261,6 @@ class Mover:
             self.stats.kept_bytes -= span.bytes
         if span.is_prefetched:
             self._window_used_bytes -= span.bytes
-        if self.backend.owns_targets and span.target is not None and not span.arrival.is_done:
-            self._order_target(span)
-
-    def _order_target(self, span: SavedSpan) -> None:
-        """Torch may reuse a dropped target at once, so its stream first waits for the copy into it."""
-        try:
-            self.store.arrive(span.arrival, span.arrival_stream)
-        except Exception:
-            logger.debug("a transfer that nobody wanted any more failed", exc_info=True)
 
     def close(self) -> None:
         """Ends the reaper; spans still owned by a graph go on working."""

@@ -20,12 +20,13 @@ import torch
 from memsys import _C
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Dispatcher
-from memsys.activations.heap import HeapKeeper, HeapMode
+from memsys.activations.heap import HeapTrimmer
 from memsys.activations.layers import LayerMarks
 from memsys.activations.limits import parse_limits, usable_spill_folder
 from memsys.activations.mover import DEFAULT_WINDOW_BYTES, Mover
 from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
+from memsys.activations.parking import ParkingLot
 from memsys.activations.policy import Measured, Policy, make_policy
 from memsys.activations.runtimes import runtime_for
 from memsys.activations.stats import OffloadStats
@@ -70,7 +71,8 @@ class Session:
         self._aliases = AliasTable()
         self._parameters = ParameterFilter()
         self._last_record: weakref.ref | None = None
-        self._heap: HeapKeeper | None = None
+        self._parking: ParkingLot | None = None
+        self._trimmer: HeapTrimmer | None = None
         self._excluding = threading.local()
         self._hooks: list[object] = []
         self._check_options()
@@ -116,9 +118,11 @@ class Session:
             self._store = _C.TensorStore(
                 runtime=runtime, spill_folder=self.spill_dir, check_host_copies=self.options.verify, **self._limits
             )
+            self._parking = self._trimmer = None
             if device.type == "cpu" and runtime.is_host_addressable:
-                self._heap = HeapKeeper(HeapMode.TRIM if self.options.return_memory else HeapMode.DISCARD)
-            mover = Mover(runtime, backend, self._store, self._counts, self._heap)
+                self._parking = ParkingLot()
+                self._trimmer = HeapTrimmer() if self.options.return_memory else None
+            mover = Mover(runtime, backend, self._store, self._counts, self._parking, self._trimmer)
             limit = self._store.device_budget.limit_bytes
             keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)
             self._policy = make_policy(self.options.policy, device.type, keep_bytes, lambda: self._counts.kept_bytes)
@@ -132,13 +136,16 @@ class Session:
         if model is not None:
             self._parameters.refresh(model)
         self._learn_from_last(record)
-        if self._heap is not None:
-            record.on_backward = self._heap.turn
         with Dispatcher(self.claimants(record)):
             yield
         if isinstance(self._policy, Measured):
             self._policy.learn(record.sizes)
         self._say_if_idle(record)
+
+    def _begin_backward(self) -> None:
+        self._parking.begin_backward()
+        if self._trimmer is not None:
+            self._trimmer.trim()
 
     def _say_if_idle(self, record: ForwardRecord) -> None:
         """A mode that does nothing says so, once."""
@@ -153,7 +160,11 @@ class Session:
     def new_record(self, device: torch.device) -> ForwardRecord:
         """A record for a forward on `device`; the first makes the store."""
         self._prepare(device)
-        return ForwardRecord(self._mover, self._book)
+        record = ForwardRecord(self._mover, self._book)
+        if self._parking is not None:
+            self._parking.begin_forward()
+            record.on_backward = self._begin_backward
+        return record
 
     def claimants(self, record: ForwardRecord) -> tuple[ParameterClaim, ActivationClaim]:
         """What answers for the saved tensors of the forward that `record` is about."""
@@ -190,6 +201,10 @@ class Session:
             self._store.drain()
             self._mover.release_sources()
 
+    def is_gone(self, source: torch.UntypedStorage | None) -> bool:
+        """Whether nothing of a source is in memory: for tests that watch one through a weak reference."""
+        return source is None or (self._parking is not None and self._parking.is_parked(source))
+
     def close(self) -> None:
         """Undoes hooks and ends threads; graphs made before go on working."""
         for hook in self._hooks:
@@ -197,10 +212,12 @@ class Session:
         self._hooks.clear()
         self._marks.release()
         self._parameters.release()
-        if self._heap is not None:
-            self._heap.release()
         if self._mover is not None:
             self._mover.close()
+        if self._parking is not None:
+            self._parking.begin_forward()
+        if self._trimmer is not None:
+            self._trimmer.trim()
 
 
 def _device_of(model: torch.nn.Module | None) -> torch.device:

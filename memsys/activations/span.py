@@ -15,6 +15,7 @@ from memsys import _tensor
 from memsys.errors import InPlaceError
 
 if TYPE_CHECKING:
+    from memsys.activations.landing import Landing
     from memsys.activations.mover import Mover
     from memsys.activations.order import ForwardRecord
 
@@ -23,8 +24,8 @@ class SavedSpan:
     """Bytes [begin, begin + bytes) of one storage at one version: on the device, leaving, away, or back."""
 
     __slots__ = (
-        *("__weakref__", "arrival", "arrival_stream", "begin_bytes", "block", "bytes", "index", "is_kept"),
-        *("is_prefetched", "loaded", "mover", "record", "restored", "source", "target", "unread_count"),
+        *("__weakref__", "begin_bytes", "block", "bytes", "index", "is_kept", "is_prefetched", "landing"),
+        *("loaded", "mover", "record", "restored", "source", "unread_count"),
     )
 
     def __init__(self, mover: Mover, storage: torch.UntypedStorage, begin_bytes: int, bytes_: int) -> None:
@@ -34,10 +35,8 @@ class SavedSpan:
         self.source: torch.UntypedStorage | None = storage  # until the bytes have left; for good if kept
         self.block = None  # the core's handle on the bytes that are away
         self.is_kept = False  # counted in the device budget until the span dies
-        self.arrival = None  # a swap-in under way, or done and not yet taken
-        self.arrival_stream = 0
+        self.landing: Landing | None = None  # a swap-in under way, or done and not yet taken
         self.is_prefetched = False
-        self.target: torch.UntypedStorage | None = None  # torch's memory that the arrival writes into
         self.restored: weakref.ref | None = None
         self.loaded: torch.UntypedStorage | None = None  # held while other handles still want it
         self.unread_count = 0

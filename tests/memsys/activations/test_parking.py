@@ -1,8 +1,9 @@
-"""Pages of a dead source go back to the system only when nobody else can reach the bytes."""
+"""A source is parked, without its pages, only when nobody else can reach its bytes, and until the next forward."""
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 
 import numpy as np
 import pytest
@@ -11,43 +12,46 @@ from built import needs_memsys
 
 needs_memsys()
 
-from memsys.activations.heap import HeapKeeper, HeapMode  # noqa: E402
+import memsys  # noqa: E402
+from memsys.activations.heap import resident_bytes  # noqa: E402
+from memsys.activations.offload import session_of  # noqa: E402
+from memsys.activations.parking import ParkingLot  # noqa: E402
 
 COUNT = 1 << 20
 
 
-def taken(tensor: torch.Tensor) -> HeapKeeper:
-    keeper = HeapKeeper(HeapMode.DISCARD)
-    keeper.take(tensor.untyped_storage())
-    return keeper
+def taken(tensor: torch.Tensor) -> ParkingLot:
+    lot = ParkingLot()
+    lot.take(tensor.untyped_storage())
+    return lot
 
 
-def test_a_dead_source_is_discarded() -> None:
+def test_a_dead_source_is_parked() -> None:
     tensor = torch.ones(COUNT)
-    keeper = taken(tensor)
+    lot = taken(tensor)
     del tensor
-    keeper.give_back()
-    assert keeper.discarded_bytes == 4 * COUNT
+    lot.park_dead()
+    assert lot.parked_bytes == 4 * COUNT
 
 
 def test_a_source_in_use_keeps_its_bytes() -> None:
     tensor = torch.ones(COUNT)
-    keeper = taken(tensor)
+    lot = taken(tensor)
     view = tensor[5:]
     del tensor
-    keeper.give_back()
-    assert keeper.discarded_bytes == 0 and view.sum().item() == COUNT - 5
+    lot.park_dead()
+    assert lot.parked_bytes == 0 and view.sum().item() == COUNT - 5
     del view
-    keeper.give_back()
-    assert keeper.discarded_bytes == 4 * COUNT
+    lot.park_dead()
+    assert lot.parked_bytes == 4 * COUNT
 
 
 def test_a_source_whose_storage_python_holds_keeps_its_bytes() -> None:
     storage = torch.ones(COUNT).untyped_storage()
-    keeper = HeapKeeper(HeapMode.DISCARD)
-    keeper.take(storage)
-    keeper.give_back()
-    assert keeper.discarded_bytes == 0 and storage[4] == 0 and storage[3] == 63  # the bytes of 1.0
+    lot = ParkingLot()
+    lot.take(storage)
+    lot.park_dead()
+    assert lot.parked_bytes == 0 and storage[4] == 0 and storage[3] == 63  # the bytes of 1.0
 
 
 def foreign_numpy() -> tuple[torch.Tensor, np.ndarray]:
@@ -74,16 +78,57 @@ def shared() -> tuple[torch.Tensor, np.ndarray]:
 def test_memory_of_others_keeps_its_bytes(make) -> None:
     """The tensor dies, but the bytes belong to somebody who still reads them."""
     tensor, owner = make()
-    keeper = taken(tensor)
+    lot = taken(tensor)
     del tensor
-    keeper.give_back()
+    lot.park_dead()
     assert owner.sum() == COUNT
 
 
 def test_the_bound_lets_go_of_sources_that_others_hold() -> None:
-    keeper = HeapKeeper(HeapMode.DISCARD)
+    lot = ParkingLot()
     tensors = [torch.ones(1024) for _ in range(200)]
     for tensor in tensors:
-        keeper.take(tensor.untyped_storage())
-        keeper.give_back()
-    assert len(keeper._waiting) <= 33
+        lot.take(tensor.untyped_storage())
+        lot.park_dead()
+    assert len(lot._waiting) <= 33
+
+
+def test_a_parked_source_has_no_pages_and_keeps_its_addresses() -> None:
+    begin_bytes = resident_bytes()
+    tensor = torch.ones(16 * COUNT)
+    address = tensor.data_ptr()
+    lot = taken(tensor)
+    del tensor
+    lot.park_dead()
+    assert resident_bytes() - begin_bytes < 8 * COUNT < 64 * COUNT == lot.parked_bytes
+    others = [torch.empty(16 * COUNT) for _ in range(4)]
+    assert all(other.data_ptr() != address for other in others)
+
+
+def test_the_next_forward_frees_what_is_parked_and_forgets_what_others_hold() -> None:
+    dead, held = torch.ones(COUNT), torch.ones(COUNT)
+    lot = taken(dead)
+    lot.take(held.untyped_storage())
+    del dead
+    lot.begin_backward()
+    assert lot.parked_bytes == 4 * COUNT and not lot._waiting
+    lot.begin_forward()
+    assert lot.parked_bytes == 0 and held.sum().item() == COUNT
+
+
+def test_training_parks_sources_until_the_next_forward() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))
+    data = torch.randn(1024, 512)
+    memsys.offload(model, policy="all")
+    try:
+        model(data).relu().sum().backward()
+        session = session_of(model)
+        session.drain()
+        parked = [weakref.ref(source) for source in session._parking._parked]
+        assert sum(source().nbytes() for source in parked) >= 2 * data.nbytes
+        loss = model(data).relu().sum()
+        assert all(source() is None for source in parked)
+        loss.backward()
+    finally:
+        memsys.restore(model)
+    assert session._parking.parked_bytes == 0

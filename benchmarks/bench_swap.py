@@ -16,6 +16,7 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ _DEFAULTS = Setting(layers=12, policy="all")
 
 
 def measure_swap(
-    setting: Setting, rounds: int, steps: int, mmap_threshold: int | None = None, tell: Any = lambda line: None
+    setting: Setting,
+    rounds: int,
+    steps: int,
+    mmap_threshold: int | None = None,
+    modes: Sequence[str] = MODES,
+    tell: Any = lambda line: None,
 ) -> dict[str, Any]:
     """Machine, setting, file rates and, for each way to train, medians over all rounds and their ratios to plain.
 
@@ -43,7 +49,7 @@ def measure_swap(
     that one are `untouched_growth_share` and `untouched_step_ratio`.
     """
     rates = links.measure_file_rates(setting.spill_dir or default_spill_dir())
-    ways = {mode: (mode, mmap_threshold) for mode in MODES}
+    ways = {mode: (mode, mmap_threshold) for mode in modes}
     if mmap_threshold is not None:
         ways[_UNTOUCHED] = ("plain", None)
     results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
@@ -52,10 +58,10 @@ def measure_swap(
             tell(f"round {turn + 1} of {rounds}: {way}")
             results[way].append(measure_in_process(setting, mode, steps, threshold))
     reference = results["plain"][0]["loss"]
-    modes = {way: summarise(measured, reference) for way, measured in results.items()}
-    add_ratios(modes, "plain", "")
-    if _UNTOUCHED in modes:
-        add_ratios(modes, _UNTOUCHED, "untouched_")
+    summaries = {way: summarise(measured, reference) for way, measured in results.items()}
+    add_ratios(summaries, "plain", "")
+    if _UNTOUCHED in summaries:
+        add_ratios(summaries, _UNTOUCHED, "untouched_")
     return {
         "machine": machine(),
         "setting": vars(setting),
@@ -63,7 +69,7 @@ def measure_swap(
         "rounds": rounds,
         "steps": steps,
         "file_rates_bytes_per_s": {"write": rates.write_rate, "read": rates.read_rate},
-        "modes": modes,
+        "modes": summaries,
     }
 
 
@@ -121,7 +127,9 @@ def report_lines(measured: dict[str, Any]) -> list[str]:
 
 def link_lines(measured: dict[str, Any]) -> list[str]:
     """Bytes that memsys moved in a step over the whole step's time, against the measured peak of the file link."""
-    rates, result = measured["file_rates_bytes_per_s"], measured["modes"]["memsys"]
+    rates, result = measured["file_rates_bytes_per_s"], measured["modes"].get("memsys")
+    if result is None:
+        return []
     # The counters cover every step, the untimed first one too.
     count = measured["steps"] + 1
     return [
@@ -152,10 +160,12 @@ def main() -> int:
     parser.add_argument("--steps", type=positive, default=3, help="timed steps in each process (%(default)s)")
     parser.add_argument("--mmap-threshold", type=int, metavar="BYTES", help="fix glibc's mmap threshold in every mode")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured to FILE")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="plain is always measured")
     add_setting_options(parser, _DEFAULTS)
     arguments = parser.parse_args()
     setting = Setting.from_arguments(arguments)
-    measured = measure_swap(setting, arguments.rounds, arguments.steps, arguments.mmap_threshold, tell=print)
+    modes = ["plain", *(mode for mode in MODES if mode in arguments.modes and mode != "plain")]
+    measured = measure_swap(setting, arguments.rounds, arguments.steps, arguments.mmap_threshold, modes, tell=print)
     print(setting.describe(), *report_lines(measured), sep="\n", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(measured, indent=2) + "\n")

@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 import memsys
 from memsys.budget import format_bytes
-from memsys.cli.measure import MODES
 from memsys.report import links
 
 _LAYERS = 4
+_MODES = ("plain", "memsys", "checkpoint", "save_on_cpu")
 _WARM_UP, _STEPS = 2, 3  # memsys learns the order in the first
 _SMOKE_DIVISOR = 32
 _SEQUENCES = [8 << 10, 16 << 10, 32 << 10, 64 << 10]
@@ -99,7 +99,7 @@ def test_swap_gpu(benchmark, capsys, seq: int) -> None:
 
     def all_modes() -> tuple[dict[str, dict[str, Any]], list[str]]:
         results, unfit = {}, []
-        for mode in MODES:
+        for mode in _MODES:
             try:
                 results[mode] = measure(mode, model, x)
             except torch.OutOfMemoryError:

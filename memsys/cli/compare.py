@@ -13,6 +13,7 @@ from memsys.cli.setting import Setting
 TITLES = {
     "plain": "without memsys",
     "memsys": "with memsys",
+    "return_memory": "memsys, return_memory",
     "checkpoint": "torch.utils.checkpoint",
     "save_on_cpu": "torch save_on_cpu",
 }

@@ -19,7 +19,8 @@ from typing import Any
 
 from memsys.cli.setting import Setting, add_setting_options, positive
 
-MODES = ("plain", "memsys", "checkpoint", "save_on_cpu")
+# "return_memory" is memsys with that keyword: the other end of its frontier of memory and speed.
+MODES = ("plain", "memsys", "return_memory", "checkpoint", "save_on_cpu")
 
 
 class MeasureError(RuntimeError):
@@ -82,11 +83,12 @@ def _enter_mode(mode: str, run: Any, stack: contextlib.ExitStack) -> Callable[[]
     elif mode == "save_on_cpu":
         hooks = functools.partial(torch.autograd.graph.save_on_cpu, pin_memory=run.device.type == "cuda")
         run.model.forward = _inside(hooks, run.model.forward)
-    elif mode == "memsys":
+    elif mode in ("memsys", "return_memory"):
         import memsys
         from memsys.cli.native import stats_of
 
-        memsys.offload(run.model, **run.setting.offload_keywords())
+        keywords = run.setting.offload_keywords()
+        memsys.offload(run.model, **(keywords | {"return_memory": True} if mode == "return_memory" else keywords))
         stack.callback(memsys.restore, run.model)
         return lambda: stats_of(run.model)
     return lambda: None

@@ -51,6 +51,11 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided and not tensor.is_quantized
 
 
+def is_small(tensor: torch.Tensor, min_bytes: int) -> bool:
+    """Whether this is a tensor of its own bytes, and fewer of them than `min_bytes`."""
+    return type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided and tensor.nbytes < min_bytes
+
+
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Whether the tensor is a subclass that says by `__tensor_flatten__` which tensors it is made of."""
     return type(tensor) not in _PLAIN_TYPES and is_traceable_wrapper_subclass(tensor)

@@ -29,11 +29,14 @@ class ParameterClaim:
 
     stage = 0
 
-    def __init__(self, parameters: ParameterFilter, stats: OffloadStats) -> None:
+    def __init__(self, parameters: ParameterFilter, stats: OffloadStats, min_bytes: int) -> None:
         self._parameters = parameters
         self._stats = stats
+        self._min_bytes = min_bytes
 
     def claim(self, tensor: torch.Tensor) -> PassedHandle | None:
+        if _tensor.is_small(tensor, self._min_bytes):
+            return None  # stays whatever it is
         if tensor.layout is not torch.strided or _tensor.is_wrapper(tensor):
             return None
         if not self._is_parameter(tensor):
@@ -42,7 +45,7 @@ class ParameterClaim:
         return PassedHandle(tensor)
 
     def _is_parameter(self, tensor: torch.Tensor) -> bool:
-        if isinstance(tensor, torch.nn.Parameter):
+        if type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter):
             return True
         storage = _tensor.storage_of(tensor)
         if self._parameters.contains(storage):
@@ -97,6 +100,9 @@ class ActivationClaim:
         self._is_excluded = is_excluded
 
     def claim(self, tensor: torch.Tensor) -> object:
+        if _tensor.is_small(tensor, self._min_bytes):  # most tensors: decided before anything else is looked up
+            self._stats.passed_count += 1
+            return PassedHandle(tensor)
         return self._claim(tensor, self._policy)
 
     def put_away(self, tensor: torch.Tensor) -> object:

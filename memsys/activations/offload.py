@@ -49,7 +49,7 @@ def offload(
         policy: "auto", "all", "inputs", or a callable SavedTensor -> Decision.
         min_bytes: tensors smaller than this stay; by default 256 KiB.
         exclude: patterns of submodule names whose saved tensors stay.
-        return_memory: give freed heap back to the system once a step.
+        return_memory: on a CPU, also give the heap that torch freed back to the system whenever the process has grown.
         verify: checksum host copies too (files always are).
 
     Raises:

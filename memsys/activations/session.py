@@ -173,7 +173,7 @@ class Session:
             mover=self._mover, policy=self._policy, device=self._device, min_bytes=self._min_bytes(), marks=self._marks,
             aliases=self._aliases, stats=self._counts, record=record, is_excluded=self._is_excluded,
         )  # fmt: skip
-        return ParameterClaim(self._parameters, self._counts), claim
+        return ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
 
     def _learn_from_last(self, record: ForwardRecord) -> None:
         last = self._last_record() if self._last_record is not None else None

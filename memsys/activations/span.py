@@ -105,11 +105,14 @@ class PassedHandle:
     __slots__ = ("tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach()
+        # A computed tensor may be saved by the very operation that made it: holding that would be a cycle. A leaf that
+        # wants a gradient can't become one.
+        self.tensor = tensor if tensor.requires_grad and tensor.is_leaf else tensor.detach()
         self.version = _tensor.version_of(tensor)
 
     def unpack(self) -> torch.Tensor:
-        check_version(self.tensor, self.version, self.tensor.shape)
+        if self.version != -1 and self.tensor._version != self.version:
+            check_version(self.tensor, self.version, self.tensor.shape)
         return self.tensor
 
 

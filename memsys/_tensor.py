@@ -128,11 +128,14 @@ def is_sole_owner(storage: torch.UntypedStorage, reference_count: int) -> bool:
     """Whether nobody but the caller can reach the bytes of a CPU storage.
 
     `reference_count` is what sys.getrefcount tells the caller when it holds the only reference; torch counts one
-    owner; and the memory is torch's own (not numpy's, shared or mapped from a file).
+    owner; and the memory is torch's own (not numpy's, shared or mapped from a file) and not pinned: a GPU would go on
+    using the pages that the process gave up.
     """
     if sys.getrefcount(storage) > reference_count + 1 or torch._C._storage_Use_Count(storage._cdata) > 1:
         return False
-    return storage.device.type == "cpu" and storage.resizable() and not storage.is_shared()
+    if storage.device.type != "cpu" or not storage.resizable() or storage.is_shared():
+        return False
+    return not (torch.cuda.is_initialized() and storage.is_pinned())
 
 
 def discard_pages(storage: torch.UntypedStorage) -> None:

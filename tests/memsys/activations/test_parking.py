@@ -87,6 +87,17 @@ def test_memory_of_others_keeps_its_bytes(make) -> None:
     assert owner.sum() == COUNT
 
 
+def test_pinned_memory_keeps_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for pinned memory, which a machine without a GPU can't have."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.UntypedStorage, "is_pinned", lambda storage: True)
+    tensor = torch.ones(COUNT)
+    lot = taken(tensor)
+    del tensor
+    lot.park_dead()
+    assert lot.parked_bytes == 0 and len(lot._waiting) == 1
+
+
 def test_the_bound_lets_go_of_sources_that_others_hold() -> None:
     lot = ParkingLot()
     tensors = [torch.ones(1024) for _ in range(200)]

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 
 # Growth of the process between two trims: a smaller one trims more often and pays more page faults.
-_GROWTH_BYTES = 96 << 20
+_GROWTH_BYTES = 64 << 20
 
 
 class HeapTrimmer:

@@ -17,7 +17,7 @@ def test_trims_once_each_time_the_process_has_grown(monkeypatch: pytest.MonkeyPa
     if trimmer._trim is None:
         pytest.skip("the C library has no malloc_trim")
     counts = []
-    for growth in (1 << 20, 94 << 20, 2 << 20, 1 << 20, -(200 << 20), 40 << 20, 80 << 20):
+    for growth in (1 << 20, 62 << 20, 2 << 20, 1 << 20, -(200 << 20), 40 << 20, 50 << 20):
         resident += growth
         trimmer.check()
         counts.append(trimmer.trim_count)

@@ -21,7 +21,7 @@ _COMPARE_STEPS = 2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=positive, default=6, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=5, help="training steps (%(default)s)")
     parser.add_argument(
         "--compare",
         action=argparse.BooleanOptionalAction,

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status_of(error: Exception) -> int | None:
     """The exit status of an error that has said what it has to say; None for a defect, which keeps its traceback."""
     from memsys.budget import BudgetFormatError
-    from memsys.cli.measure import MeasureError
+    from memsys.cli.turns import MeasureError
 
     if isinstance(error, MemoryError):
         return EXIT_FAILED  # memsys.BudgetError is one: it does not fit

@@ -1,6 +1,7 @@
-"""Measures one way of training in one fresh process, and prints one JSON line: `python -m memsys.cli.measure`.
+"""Measures one way of training in one fresh process: `python -m memsys.cli.measure`, driven by memsys.cli.turns.
 
-A process of its own, because a high-water mark and a heap keep the traces of whatever ran before.
+A process of its own, because a high-water mark and a heap keep the traces of whatever ran before. It prints a line of
+JSON when its model is built, one after each step, and the whole result at last; a step starts when a line is read.
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from memsys.cli.setting import Setting, add_setting_options, positive
@@ -23,37 +21,40 @@ from memsys.cli.setting import Setting, add_setting_options, positive
 MODES = ("plain", "memsys", "return_memory", "checkpoint", "save_on_cpu")
 
 
-class MeasureError(RuntimeError):
-    """A worker process failed; the message carries its last line."""
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m memsys.cli.measure", description=__doc__)
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--steps", type=positive, default=3, help="timed steps, after one that is not (%(default)s)")
-    parser.add_argument("--mmap-threshold", type=int, metavar="BYTES", help="fix glibc's mmap threshold (untouched)")
     add_setting_options(parser)
     return parser
 
 
-def measure(setting: Setting, mode: str, steps: int = 3, mmap_threshold: int | None = None) -> dict[str, Any]:
-    """Runs `steps` + 1 training steps in this process.
+def measure(
+    setting: Setting,
+    mode: str,
+    steps: int = 3,
+    wait: Callable[[], None] = lambda: None,
+    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> dict[str, Any]:
+    """Runs `steps` + 1 training steps in this process, each after `wait()`, and tells of each when it is done.
 
     Returns: `median_step_s` and `step_s` without the first step, which warms up (and in which memsys learns the
     order); `growth_bytes` over all steps: peak memory over the loaded model with its gradients and optimizer state;
     `loss` of each step; `stats` of memsys.offload, or None.
     """
-    from memsys.cli.peak import PeakGrowth, fix_mmap_threshold
-
-    if mmap_threshold is not None:
-        fix_mmap_threshold(mmap_threshold)
+    from memsys.cli.peak import PeakGrowth
     from memsys.cli.run import Run
 
     run = Run.build(setting)
     peak = PeakGrowth(run.device)
+    tell({"built": mode})
     with contextlib.ExitStack() as stack:
         read_stats = _enter_mode(mode, run, stack)
-        results = [run.step(step) for step in range(steps + 1)]
+        results = []
+        for step in range(steps + 1):
+            wait()
+            results.append(run.step(step))
+            tell({"step": step})
         growth = peak.growth_bytes()
         stats = read_stats()
     step_s = [seconds for _, seconds in results[1:]]
@@ -61,7 +62,6 @@ def measure(setting: Setting, mode: str, steps: int = 3, mmap_threshold: int | N
         "mode": mode,
         "device": run.device.type,
         "setting": vars(setting),
-        "mmap_threshold": mmap_threshold,
         "median_step_s": statistics.median(step_s),
         "step_s": step_s,
         "growth_bytes": growth,
@@ -102,29 +102,17 @@ def _inside(make_context: Callable[[], Any], function: Callable[..., Any]) -> Ca
     return call
 
 
-def measure_in_process(
-    setting: Setting, mode: str, steps: int = 3, mmap_threshold: int | None = None
-) -> dict[str, Any]:
-    """`measure` in a fresh process of this Python, with this very memsys. Raises MeasureError."""
-    command = [sys.executable, "-P", "-m", "memsys.cli.measure", "--mode", mode, "--steps", str(steps)]
-    if mmap_threshold is not None:
-        command += ["--mmap-threshold", str(mmap_threshold)]
-    # -P and the path: a source folder in the current directory must not stand in for the memsys that runs here.
-    package_folder = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package_folder, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        command + setting.to_argv(), env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise MeasureError(f"measuring {mode} ended with status {done.returncode}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> int:
     arguments = make_parser().parse_args()
-    setting = Setting.from_arguments(arguments)
-    print(json.dumps(measure(setting, arguments.mode, arguments.steps, arguments.mmap_threshold)), flush=True)
+
+    def tell(event: dict[str, Any]) -> None:
+        print(json.dumps(event), flush=True)
+
+    def wait() -> None:
+        if not sys.stdin.readline():
+            raise SystemExit("the process that gives the turns is gone")
+
+    tell(measure(Setting.from_arguments(arguments), arguments.mode, arguments.steps, wait, tell))
     return 0
 
 

@@ -9,14 +9,6 @@ from pathlib import Path
 
 import torch
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
-
-
-def fix_mmap_threshold(threshold_bytes: int) -> None:
-    """Fixes glibc's threshold, which otherwise grows: blocks above it go back to the system when freed."""
-    if ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, threshold_bytes) != 1:
-        raise ValueError(f"mallopt refused an mmap threshold of {threshold_bytes} bytes; accepted: 0 to 32 MiB")
-
 
 def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():

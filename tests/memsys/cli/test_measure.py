@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from memsys.cli import compare as compare_module
-from memsys.cli.measure import MeasureError, measure, measure_in_process
+from memsys.cli.measure import measure
 from memsys.cli.peak import PeakGrowth
 from memsys.cli.setting import Setting
 from memsys.report import links
 
-KEYS = {"mode", "device", "setting", "mmap_threshold", "median_step_s", "step_s", "growth_bytes", "growth_since"}
+KEYS = {"mode", "device", "setting", "median_step_s", "step_s", "growth_bytes", "growth_since"}
 KEYS |= {"baseline_bytes", "loss", "stats"}
 
 
@@ -44,23 +44,10 @@ def test_each_way_trains_to_the_same_bits(tiny, mode):
     assert plain["loss"][0] != plain["loss"][1]
 
 
-def test_a_worker_gives_the_same_losses_as_this_process(tiny):
-    result = measure_in_process(tiny, "plain", steps=1, mmap_threshold=128 << 10)
-    assert set(result) == KEYS
-    assert result["mmap_threshold"] == 128 << 10
-    assert result["growth_bytes"] > 0
-    assert result["loss"] == measure(tiny, "plain", steps=1)["loss"]
-
-
-def test_a_failing_worker_says_why(tiny):
-    with pytest.raises(MeasureError, match=r"measuring plain ended with status 1: .*missing"):
-        measure_in_process(Setting(**vars(tiny) | {"data": "/missing"}), "plain")
-
-
-def test_comparison_takes_turns_and_medians(monkeypatch, tiny):
+def test_comparison_gives_medians_and_ratios(monkeypatch, tiny):
     order = []
 
-    def fake(setting, mode, steps, mmap_threshold):
+    def one(mode):
         order.append(mode)
         base = 100 if mode == "plain" else 40
         base += len(order)
@@ -68,11 +55,12 @@ def test_comparison_takes_turns_and_medians(monkeypatch, tiny):
         result = {"growth_bytes": base, "growth_since": "model loaded", "step_s": [base / 10], "loss": loss}
         return result | {"stats": None}
 
-    monkeypatch.setattr(compare_module, "measure_in_process", fake)
+    monkeypatch.setattr(compare_module, "measure_in_turns", lambda _, modes, steps: {mode: one(mode) for mode in modes})
     compared = compare_module.compare(tiny, ("plain", "memsys"), rounds=3, steps=1)
     assert order == ["plain", "memsys"] * 3
     assert compared["plain"]["growth_bytes"] == 103
     assert compared["memsys"]["median_step_s"] == pytest.approx(4.4)
+    assert compared["memsys"]["step_ratio"] == pytest.approx(4.4 / 10.3)
     assert compared["plain"]["loss_equal"]
     assert not compared["memsys"]["loss_equal"]
     assert compare_module.table_rows(compared)[1][2] == "43%"

@@ -90,7 +90,7 @@ class ActivationClaim:
                  is_excluded: Callable[[], bool]) -> None:  # fmt: skip
         self._mover = mover
         self._policy = policy
-        self._away = make_policy("all", device.type, 0)
+        self._away = make_policy("all", device.type)
         self._device = device
         self._min_bytes = min_bytes
         self._marks = marks

@@ -6,6 +6,7 @@ A policy answers with a Decision for each span; RECOMPUTE and ROWS need a planne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from memsys.activations.decision import FILE, HOST, KEEP, Decision, Place, SavedTensor
 from memsys.errors import InputError, UnsupportedError
@@ -34,23 +35,33 @@ class InputsOnly:
         return self._away if saved.is_layer_input or saved.is_attention_output else KEEP
 
 
-class Measured:
-    """auto: the first forward of each shape moves everything; afterwards the spans that backward wants first stay,
-    as many as the budget holds beside memsys's own buffers. They need no transfer at all, and their room is free
-    again before restored tensors fill it."""
+@dataclass(frozen=True)
+class KeepLimit:
+    """How much auto keeps: at least `bytes`, or a share of what a forward saves; `now` is what is kept already, by
+    several forwards perhaps."""
 
-    def __init__(self, away: Decision, keep_bytes: int, kept_now: Callable[[], int]) -> None:
+    bytes: int = 0
+    share: float = 0.0
+    now: Callable[[], int] = lambda: 0
+
+
+class Measured:
+    """auto: the first forward moves everything; afterwards the spans that backward wants first stay, within the
+    limit. They need no transfer at all, and their room is free again before restored tensors fill it."""
+
+    def __init__(self, away: Decision, limit: KeepLimit) -> None:
         self._away = away
-        self.keep_bytes = keep_bytes
-        self._kept_now = kept_now  # several forwards may be alive at once
+        self._limit = limit
+        self.keep_bytes = limit.bytes
         self._keep_from: int | None = None
 
     def __call__(self, saved: SavedTensor) -> Decision:
         is_late = self._keep_from is not None and saved.index >= self._keep_from
-        return KEEP if is_late and self._kept_now() + saved.bytes <= self.keep_bytes else self._away
+        return KEEP if is_late and self._limit.now() + saved.bytes <= self.keep_bytes else self._away
 
     def learn(self, sizes: list[int]) -> None:
         """After a forward that saved spans of these sizes, in this order."""
+        self.keep_bytes = max(self._limit.bytes, int(self._limit.share * sum(sizes)))
         left_bytes, first = self.keep_bytes, len(sizes)
         while first > 0 and sizes[first - 1] <= left_bytes:
             first -= 1
@@ -58,9 +69,7 @@ class Measured:
         self._keep_from = first
 
 
-def make_policy(
-    policy: str | Policy, device_type: str, keep_bytes: int = 0, kept_now: Callable[[], int] = lambda: 0
-) -> Policy:
+def make_policy(policy: str | Policy, device_type: str, limit: KeepLimit | None = None) -> Policy:
     """The callable behind a policy's name; raises InputError for a name that is none."""
     away = HOST if device_type == "cuda" else FILE
     if callable(policy):
@@ -70,7 +79,7 @@ def make_policy(
     if policy == "inputs":
         return InputsOnly(away)
     if policy == "auto":
-        return Measured(away, keep_bytes, kept_now)
+        return Measured(away, limit or KeepLimit())
     raise InputError(f"policy: wanted one of {', '.join(NAMES)} or a callable, found {policy!r}; use policy='auto'")
 
 

@@ -23,11 +23,11 @@ from memsys.activations.dispatcher import Dispatcher
 from memsys.activations.heap import HeapTrimmer
 from memsys.activations.layers import LayerMarks
 from memsys.activations.limits import parse_limits, usable_spill_folder
-from memsys.activations.mover import DEFAULT_WINDOW_BYTES, Mover
+from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
-from memsys.activations.policy import Measured, Policy, make_policy
+from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.runtimes import runtime_for
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
@@ -36,6 +36,8 @@ logger = logging.getLogger("memsys")
 
 # Below this a transfer costs more than the memory is worth; the many small tensors of a model are few bytes.
 DEFAULT_MIN_BYTES = 256 << 10
+# Of what a forward saves, under policy="auto" without a budget: the step is within 5 % of plain torch's for it.
+DEFAULT_KEEP_SHARE = 0.2
 
 
 @dataclass
@@ -123,11 +125,18 @@ class Session:
                 self._parking = ParkingLot()
                 self._trimmer = HeapTrimmer() if self.options.return_memory else None
             mover = Mover(runtime, backend, self._store, self._counts, self._parking, self._trimmer)
-            limit = self._store.device_budget.limit_bytes
-            keep_bytes = DEFAULT_WINDOW_BYTES if limit < 0 else max(0, limit - 2 * mover.window_bytes)
-            self._policy = make_policy(self.options.policy, device.type, keep_bytes, lambda: self._counts.kept_bytes)
+            self._policy = make_policy(self.options.policy, device.type, self._keep_limit(mover))
             self._device = device
             self._mover = mover
+
+    def _keep_limit(self, mover: Mover) -> KeepLimit:
+        """What a budget holds beside the two windows. Without one: what prefetching would fill anyway, and more where
+        speed comes before the last bit of memory."""
+        budget_bytes = self._store.device_budget.limit_bytes
+        if budget_bytes >= 0:
+            return KeepLimit(max(0, budget_bytes - 2 * mover.window_bytes), 0.0, lambda: self._counts.kept_bytes)
+        share = 0.0 if self.options.return_memory else DEFAULT_KEEP_SHARE
+        return KeepLimit(mover.window_bytes, share, lambda: self._counts.kept_bytes)
 
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -28,11 +27,6 @@ OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
 _AUTOCAST_KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
-_PAGE_BYTES = mmap.PAGESIZE
-_HUGE_PAGE_BYTES = 2 << 20
-_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14
-_madvise = ctypes.PyDLL(None).madvise  # PyDLL: the call keeps the GIL
-_madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 
 class Layout(NamedTuple):
@@ -136,23 +130,6 @@ def is_sole_owner(storage: torch.UntypedStorage, reference_count: int) -> bool:
     if storage.device.type != "cpu" or not storage.resizable() or storage.is_shared():
         return False
     return not (torch.cuda.is_initialized() and storage.is_pinned())
-
-
-def discard_pages(storage: torch.UntypedStorage) -> None:
-    """Gives the whole pages of a storage that nobody will read again back to the system; its bytes are lost.
-
-    Their next use takes huge pages, where whole ones fit: one fault for 2 MiB instead of 512.
-    """
-    begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-    _advise(begin, end, _HUGE_PAGE_BYTES, _MADV_HUGEPAGE)
-    _advise(begin, end, _PAGE_BYTES, _MADV_DONTNEED)
-
-
-def _advise(begin: int, end: int, unit_bytes: int, advice: int) -> None:
-    """To the units that lie wholly in [begin, end)."""
-    begin, end = -(-begin // unit_bytes) * unit_bytes, end // unit_bytes * unit_bytes
-    if end > begin:
-        _madvise(begin, end - begin, advice)
 
 
 def in_backward() -> bool:

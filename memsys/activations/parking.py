@@ -16,6 +16,7 @@ from collections import deque
 import torch
 
 from memsys import _tensor
+from memsys.activations import pages
 
 # Sources that others still hold wait here; more than this would only delay their release.
 _WAITING_LIMIT = 32
@@ -43,7 +44,8 @@ class ParkingLot:
                     return
                 source = self._waiting.popleft()
             if _tensor.is_sole_owner(source, _OWN_REFERENCES):
-                _tensor.discard_pages(source)
+                begin = _tensor.address_of(source)
+                pages.discard(begin, begin + source.nbytes())
                 self._parked.append(source)
             elif len(self._waiting) < _WAITING_LIMIT:
                 self._waiting.append(source)

@@ -45,22 +45,19 @@ def test_each_way_trains_to_the_same_bits(tiny, mode):
 
 
 def test_comparison_gives_medians_and_ratios(monkeypatch, tiny):
-    order = []
+    seconds = {"plain": iter([1.0, 2.0, 9.0]), "memsys": iter([1.5, 1.0, 9.9])}
+    growth = {"plain": iter([101, 103, 105]), "memsys": iter([42, 44, 46])}
 
     def one(mode):
-        order.append(mode)
-        base = 100 if mode == "plain" else 40
-        base += len(order)
-        loss = [1.0] if mode == "plain" else [2.0]
-        result = {"growth_bytes": base, "growth_since": "model loaded", "step_s": [base / 10], "loss": loss}
-        return result | {"stats": None}
+        result = {"growth_bytes": next(growth[mode]), "growth_since": "model loaded", "step_s": [next(seconds[mode])]}
+        return result | {"loss": [1.0] if mode == "plain" else [2.0], "stats": None}
 
     monkeypatch.setattr(compare_module, "measure_in_turns", lambda _, modes, steps: {mode: one(mode) for mode in modes})
     compared = compare_module.compare(tiny, ("plain", "memsys"), rounds=3, steps=1)
-    assert order == ["plain", "memsys"] * 3
     assert compared["plain"]["growth_bytes"] == 103
-    assert compared["memsys"]["median_step_s"] == pytest.approx(4.4)
-    assert compared["memsys"]["step_ratio"] == pytest.approx(4.4 / 10.3)
+    assert compared["memsys"]["median_step_s"] == 1.5
+    assert compared["memsys"]["step_ratio"] == 0.75
+    assert compared["memsys"]["paired_step_ratio"] == pytest.approx(1.1)
     assert compared["plain"]["loss_equal"]
     assert not compared["memsys"]["loss_equal"]
     assert compare_module.table_rows(compared)[1][2] == "43%"

@@ -37,12 +37,17 @@ class InputsOnly:
 
 @dataclass(frozen=True)
 class KeepLimit:
-    """How much auto keeps: at least `bytes`, or a share of what a forward saves; `now` is what is kept already, by
-    several forwards perhaps."""
+    """How much auto keeps: a budget, or where that is None a share of what a forward saves, less memsys's buffers.
+    `now` is what is kept already, by several forwards perhaps."""
 
-    bytes: int = 0
+    budget_bytes: int | None = 0
     share: float = 0.0
+    buffer_bytes: int = 0
     now: Callable[[], int] = lambda: 0
+
+    def keep_bytes(self, saved_bytes: int) -> int:
+        whole = int(self.share * saved_bytes) if self.budget_bytes is None else self.budget_bytes
+        return max(0, whole - self.buffer_bytes)
 
 
 class Measured:
@@ -52,7 +57,7 @@ class Measured:
     def __init__(self, away: Decision, limit: KeepLimit) -> None:
         self._away = away
         self._limit = limit
-        self.keep_bytes = limit.bytes
+        self.keep_bytes = limit.keep_bytes(0)
         self._keep_from: int | None = None
 
     def __call__(self, saved: SavedTensor) -> Decision:
@@ -61,7 +66,7 @@ class Measured:
 
     def learn(self, sizes: list[int]) -> None:
         """After a forward that saved spans of these sizes, in this order."""
-        self.keep_bytes = max(self._limit.bytes, int(self._limit.share * sum(sizes)))
+        self.keep_bytes = self._limit.keep_bytes(sum(sizes))
         left_bytes, first = self.keep_bytes, len(sizes)
         while first > 0 and sizes[first - 1] <= left_bytes:
             first -= 1

@@ -29,19 +29,28 @@ def run_forward(policy, sizes: list[int], kept: list[int]) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("limit_bytes", "share", "stay_count"),
-    [(0, 0.0, 0), (3 * MIB, 0.0, 3), (0, 0.2, 2), (3 * MIB, 0.2, 3), (1 * MIB, 0.5, 5), (100 * MIB, 0.0, 10)],
+    ("budget_bytes", "share", "buffer_bytes", "stay_count"),
+    [
+        (0, 0.5, 0, 0),
+        (3 * MIB, 0.0, 0, 3),
+        (5 * MIB, 0.9, 2 * MIB, 3),
+        (1 * MIB, 0.0, 2 * MIB, 0),
+        (None, 0.25, 0, 2),
+        (None, 0.5, 2 * MIB, 3),
+        (None, 0.5, 6 * MIB, 0),
+        (100 * MIB, 0.0, 0, 10),
+    ],
 )
-def test_auto_keeps_the_last_spans_from_the_second_forward_on(limit_bytes, share, stay_count):
+def test_auto_keeps_the_last_spans_from_the_second_forward_on(budget_bytes, share, buffer_bytes, stay_count):
     kept: list[int] = []
-    policy = make_policy("auto", "cpu", KeepLimit(limit_bytes, share, lambda: sum(kept)))
+    policy = make_policy("auto", "cpu", KeepLimit(budget_bytes, share, buffer_bytes, lambda: sum(kept)))
     assert run_forward(policy, [MIB] * 10, kept) == [False] * 10
     assert run_forward(policy, [MIB] * 10, kept) == [False] * (10 - stay_count) + [True] * stay_count
 
 
 def test_a_longer_forward_than_the_last_stays_within_the_limit():
     kept: list[int] = []
-    policy = make_policy("auto", "cpu", KeepLimit(3 * MIB, 0.0, lambda: sum(kept)))
+    policy = make_policy("auto", "cpu", KeepLimit(3 * MIB, now=lambda: sum(kept)))
     run_forward(policy, [MIB] * 4, kept)
     stays = run_forward(policy, [MIB] * 40, kept)
     assert sum(stays) == 3
@@ -49,7 +58,7 @@ def test_a_longer_forward_than_the_last_stays_within_the_limit():
 
 
 def test_what_other_forwards_keep_counts():
-    policy = make_policy("auto", "cpu", KeepLimit(3 * MIB, 0.0, lambda: 2 * MIB))
+    policy = make_policy("auto", "cpu", KeepLimit(3 * MIB, now=lambda: 2 * MIB))
     policy.learn([MIB] * 3)
     assert policy(saved(0, MIB)) is KEEP
     assert policy(saved(1, 2 * MIB)) is FILE

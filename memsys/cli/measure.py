@@ -1,7 +1,8 @@
 """Measures one way of training in one fresh process: `python -m memsys.cli.measure`, driven by memsys.cli.turns.
 
 A process of its own, because a high-water mark and a heap keep the traces of whatever ran before. It prints a line of
-JSON when its model is built, one after each step, and the whole result at last; a step starts when a line is read.
+JSON when its model is built, one after each step, and the whole result at last; a step starts when a line is read, and
+the process ends when its input does.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def main() -> int:
             raise SystemExit("the process that gives the turns is gone")
 
     tell(measure(Setting.from_arguments(arguments), arguments.mode, arguments.steps, wait, tell))
+    sys.stdin.readline()  # a process that ends is busy for a second, and the turn is another's
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import psutil
 import pytest
@@ -46,6 +47,16 @@ def test_a_worker_that_died_between_two_steps_is_named(tiny):
         worker._process.wait()
         with pytest.raises(MeasureError, match="measuring plain ended with status -9"):
             worker.step()
+
+
+def test_a_worker_that_is_done_waits_for_the_others(tiny):
+    with Worker(tiny, "plain", steps=1) as worker:
+        worker.read()
+        worker.step()
+        worker.step()
+        assert worker.read()["mode"] == "plain"
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker._process.wait(timeout=3)
 
 
 def test_a_failure_ends_the_other_workers(tiny, monkeypatch):

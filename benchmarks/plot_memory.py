@@ -27,7 +27,7 @@ _MODES = ("plain", "memsys")
 _LABELS = {"plain": "without memsys", "memsys": "with memsys"}
 _COLOURS = {"plain": "#b3541e", "memsys": "#1e6f8c"}
 _INTERVAL_S = 0.01
-_DEFAULTS = Setting(layers=12, device="cpu")
+_DEFAULTS = Setting(layers=12, device="cpu", policy="all")
 
 
 class Sampler:

@@ -21,6 +21,7 @@ def tiny(tmp_path) -> Setting:
 
 
 def test_workers_take_turns_and_give_the_losses_of_this_process(tiny, monkeypatch):
+    before = set(psutil.Process().children())  # other tests leave helpers of multiprocessing
     order = []
     step = Worker.step
     monkeypatch.setattr(Worker, "step", lambda worker: (order.append(worker.mode), step(worker)))
@@ -32,7 +33,7 @@ def test_workers_take_turns_and_give_the_losses_of_this_process(tiny, monkeypatc
         assert result["mode"] == mode
         assert result["loss"] == expected["loss"]
         assert result["growth_bytes"] > 0
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_failing_worker_says_why(tiny):
@@ -60,7 +61,8 @@ def test_a_worker_that_is_done_waits_for_the_others(tiny):
 
 
 def test_a_failure_ends_the_other_workers(tiny, monkeypatch):
+    before = set(psutil.Process().children())
     monkeypatch.setattr(turns.Worker, "step", lambda worker: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure_in_turns(tiny, ("plain", "checkpoint"), steps=1)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before

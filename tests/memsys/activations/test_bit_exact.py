@@ -26,6 +26,7 @@ from gradients import (  # noqa: E402
 )
 
 import memsys  # noqa: E402
+from memsys.activations import mover  # noqa: E402
 from memsys.cli.gpt import GPT, GPTShape  # noqa: E402
 
 POLICIES = {
@@ -59,6 +60,22 @@ def test_a_gpt(policy, dtype, tmp_path):
         lambda model: [*byte_step(model), *byte_step(model), *byte_step(model)], tmp_path, POLICIES[policy], gpt(dtype)
     )
     assert stats.packed_count > 0 and stats.in_bytes > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"return_memory": True}, {"device_budget": "3MiB"}], ids=str)
+def test_auto_keeps_what_fits_its_share_or_its_budget(options, tmp_path, monkeypatch):
+    # Buffers of a large model would leave this one nothing to keep.
+    monkeypatch.setattr(mover, "DEFAULT_WINDOW_BYTES", 128 << 10)
+    model, twin = gpt(), gpt()
+    memsys.offload(model, spill_dir=tmp_path, min_bytes=0, **options)
+    moved = []
+    for _ in range(3):
+        before = memsys.stats(model).out_bytes
+        assert_same(byte_step(model), byte_step(twin))
+        moved.append(memsys.stats(model).out_bytes - before)
+    assert 0 < moved[1] < moved[0]
+    assert moved[2] == moved[1]
+    assert memsys.stats(model).kept_bytes == 0
 
 
 @pytest.mark.parametrize(

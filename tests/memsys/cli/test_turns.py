@@ -8,7 +8,6 @@ import subprocess
 import psutil
 import pytest
 
-from memsys.cli import turns
 from memsys.cli.measure import measure
 from memsys.cli.setting import Setting
 from memsys.cli.turns import MeasureError, Worker, measure_in_turns
@@ -62,7 +61,7 @@ def test_a_worker_that_is_done_waits_for_the_others(tiny):
 
 def test_a_failure_ends_the_other_workers(tiny, monkeypatch):
     before = set(psutil.Process().children())
-    monkeypatch.setattr(turns.Worker, "step", lambda worker: 1 / 0)
+    monkeypatch.setattr(Worker, "step", lambda worker: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure_in_turns(tiny, ("plain", "checkpoint"), steps=1)
     assert set(psutil.Process().children()) <= before

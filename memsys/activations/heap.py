@@ -2,7 +2,7 @@
 
 The C library gives back only what lies at the heap's end. Trimming it once a step would miss the peak itself, so it is
 trimmed whenever the process has grown by a fixed amount. What is given back is wanted again within the step, in huge
-pages: that is a fault for 2 MiB instead of 512, and a quarter of the time that the kernel took.
+pages: that is a fault for 2 MiB instead of 512, and a quarter less time in the kernel.
 """
 
 from __future__ import annotations

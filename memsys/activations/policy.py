@@ -52,22 +52,22 @@ class KeepLimit:
 
 class Measured:
     """auto: the first forward moves everything; afterwards the spans that backward wants first stay, within the
-    limit. They need no transfer at all, and their room is free again before restored tensors fill it."""
+    limit. They need no transfer at all, and backward frees them while it reads the rest."""
 
     def __init__(self, away: Decision, limit: KeepLimit) -> None:
         self._away = away
         self._limit = limit
-        self.keep_bytes = limit.keep_bytes(0)
+        self._keep_bytes = 0
         self._keep_from: int | None = None
 
     def __call__(self, saved: SavedTensor) -> Decision:
         is_late = self._keep_from is not None and saved.index >= self._keep_from
-        return KEEP if is_late and self._limit.now() + saved.bytes <= self.keep_bytes else self._away
+        return KEEP if is_late and self._limit.now() + saved.bytes <= self._keep_bytes else self._away
 
     def learn(self, sizes: list[int]) -> None:
         """After a forward that saved spans of these sizes, in this order."""
-        self.keep_bytes = self._limit.keep_bytes(sum(sizes))
-        left_bytes, first = self.keep_bytes, len(sizes)
+        self._keep_bytes = self._limit.keep_bytes(sum(sizes))
+        left_bytes, first = self._keep_bytes, len(sizes)
         while first > 0 and sizes[first - 1] <= left_bytes:
             first -= 1
             left_bytes -= sizes[first]

@@ -36,8 +36,8 @@ logger = logging.getLogger("memsys")
 
 # Below this a transfer costs more than the memory is worth; the many small tensors of a model are few bytes.
 DEFAULT_MIN_BYTES = 256 << 10
-# Of what a forward saves, what auto keeps and memsys's buffers take together where there is no budget: at sequence 2048
-# about 40 % and 20 % of plain torch's peak growth. More would be faster.
+# Of what a forward saves, what auto keeps and memsys's buffers take together where there is no budget (as it is, and
+# with return_memory). More would be faster, and save less.
 DEFAULT_KEEP_SHARE, RETURNING_KEEP_SHARE = 0.28, 0.08
 
 

@@ -12,7 +12,7 @@ namespace {
 
 using Release = py::call_guard<py::gil_scoped_release>;
 
-// Restored bytes in the store's memory, alive as long as any tensor over them.
+// Bytes in the store's memory, alive as long as any tensor over them.
 struct TargetBuffer {
   std::shared_ptr<Buffer> owner;
   void* data;
@@ -127,8 +127,12 @@ void bind_store(py::module_& module) {
       .def(
           "trim", [](TensorStore& self) { return self.target_arena().trim() + self.host_arena().trim(); }, Release())
       .def(
-          "trim_targets", [](TensorStore& self, int64_t keep_bytes) { return self.target_arena().trim(keep_bytes); },
-          Release(), py::arg("keep_bytes"))
+          "allocate_target",
+          [](TensorStore& self, int64_t bytes) {
+            const auto owner = self.allocate_target(bytes);
+            return TargetBuffer{owner, owner->data(), bytes};
+          },
+          Release(), py::arg("bytes"), "Room beside restored bytes, for bytes that are made again.")
       .def("check_invariants",
            [](TensorStore& self) {
              self.target_arena().check_invariants();

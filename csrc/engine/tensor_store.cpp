@@ -91,7 +91,7 @@ ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView 
   auto arrival = make_small<Arrival>();
   arrival->block = block;
   arrival->target = target;
-  if (target == nullptr) allocate_target(*arrival);
+  if (target == nullptr) place_in_store(*arrival);
   is_direct(*block) ? start_direct_in(arrival) : [&] {
     arrival->allocated = engine_->mark(consumer);
     start_staged_in(arrival);
@@ -101,10 +101,13 @@ ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView 
   return arrival;
 }
 
-void TensorStore::allocate_target(Arrival& arrival) {
+std::shared_ptr<Buffer> TensorStore::allocate_target(int64_t bytes) {
+  return make_small<Buffer>(target_arena_, align_up(bytes, SavedBlock::kPhaseBytes));
+}
+
+void TensorStore::place_in_store(Arrival& arrival) {
   const SavedBlock& block = *arrival.block;
-  const int64_t bytes = align_up(block.phase + block.bytes, SavedBlock::kPhaseBytes);
-  arrival.owned_target = make_small<Buffer>(target_arena_, bytes);
+  arrival.owned_target = allocate_target(block.phase + block.bytes);
   arrival.owned_offset_bytes = block.phase;
   arrival.target = static_cast<unsigned char*>(arrival.owned_target->data()) + block.phase;
 }

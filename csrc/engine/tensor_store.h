@@ -53,6 +53,9 @@ class TensorStore {
   // the transfer's error.
   void arrive(const ArrivalRef& arrival, StreamView consumer);
 
+  // Room in the store's memory for restored tensors, counted in the device budget while it lives. Throws BudgetError.
+  std::shared_ptr<Buffer> allocate_target(int64_t bytes);
+
   // Sleeps until more than `seen_count` transfers have ended, or the time is up; returns the count.
   int64_t wait_ended(int64_t seen_count, int64_t timeout_us);
   int64_t ended_count() const { return ended_count_; }
@@ -80,7 +83,7 @@ class TensorStore {
   void verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<Buffer> host);
   void read_then_issue(const ArrivalRef& arrival);
   void fail(const ArrivalRef& arrival, std::exception_ptr error);
-  void allocate_target(Arrival& arrival);
+  void place_in_store(Arrival& arrival);
   void source_left(const BlockRef& block, std::exception_ptr error);
   void end(Ticket& ticket, std::exception_ptr error);
 

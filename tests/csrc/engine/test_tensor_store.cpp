@@ -1,5 +1,6 @@
 // Round trips on the CPU as device: every size and address that could upset direct transfers, both tiers, threads
 // and seeds.
+#include <cstring>
 #include <vector>
 
 #include "csrc/engine/rig.h"
@@ -110,4 +111,17 @@ TEST(no_bytes_and_negative_bytes_are_refused) {
   CHECK_THROWS(rig.store->swap_out(source.data(), 0, {}, Tier::file), InputError);
   CHECK_THROWS(rig.store->swap_out(source.data(), -5, {}, Tier::file), InputError);
   CHECK_EQUAL(rig.store->device_budget().used_bytes(), 0);
+}
+
+TEST(room_beside_restored_bytes_counts_in_the_device_budget) {
+  Rig rig({.device_budget_bytes = 32 * kMiB});
+  ByteBudget& budget = rig.store->device_budget();
+  {
+    const auto room = rig.store->allocate_target(20 * kMiB + 1);
+    std::memset(room->data(), 1, 20 * kMiB + 1);
+    CHECK(budget.used_bytes() > 20 * kMiB);
+    CHECK_THROWS(rig.store->allocate_target(20 * kMiB), BudgetError);
+  }
+  rig.store->target_arena().trim();
+  CHECK_EQUAL(budget.used_bytes(), 0);
 }

@@ -97,6 +97,39 @@ def storage_over(buffer: object) -> torch.UntypedStorage:
     return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
 
 
+def bytes_over(storage: torch.UntypedStorage) -> torch.Tensor:
+    """The storage's bytes, as a tensor."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def maker_of(tensor: torch.Tensor) -> str:
+    """The name of the autograd node that made the tensor, or what it is a view of; "" if none did."""
+    made = tensor._base if tensor._is_view() else tensor
+    node = None if made is None else made.grad_fn
+    return "" if node is None else node.name()
+
+
+def whole_result(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor that an operation returned as its first result, unchanged since, and of which `tensor` is all or a
+    view; None if it does not fill its storage exactly."""
+    result = tensor._base if tensor._is_view() else tensor
+    if result is None or result.is_inference() or result._version != 0 or result.output_nr != 0:
+        return None
+    if result.storage_offset() != 0 or result.numel() * result.element_size() != result.untyped_storage().nbytes():
+        return None
+    return result if torch._debug_has_internal_overlap(result) == 0 else None
+
+
+def is_backed(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's storage holds all its elements: a sharded parameter's is emptied between uses."""
+    return span_of(tensor)[1] <= tensor.untyped_storage().nbytes()
+
+
+def packed_by(node: object, name: str) -> object:
+    """What the pack hook returned for the tensor that an autograd node saved under `name`; None without a hook."""
+    return getattr(getattr(node, "_raw_saved_" + name, None), "data", None)
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """Counts in-place changes; -1 where torch does not count them (inference tensors)."""
     return -1 if tensor.is_inference() else tensor._version

@@ -15,6 +15,7 @@ from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.policy import Policy, checked, make_policy
+from memsys.activations.recipes import Recipe, RecipeBook
 from memsys.activations.span import MovedHandle, PassedHandle, SavedSpan, WrapperHandle
 from memsys.activations.stats import OffloadStats
 
@@ -86,7 +87,7 @@ class ActivationClaim:
     stage = 3
 
     def __init__(self, *, mover: Mover, policy: Policy, device: torch.device, min_bytes: int, marks: LayerMarks,
-                 aliases: AliasTable, stats: OffloadStats, record: ForwardRecord,
+                 aliases: AliasTable, recipes: RecipeBook | None, stats: OffloadStats, record: ForwardRecord,
                  is_excluded: Callable[[], bool]) -> None:  # fmt: skip
         self._mover = mover
         self._policy = policy
@@ -95,6 +96,7 @@ class ActivationClaim:
         self._min_bytes = min_bytes
         self._marks = marks
         self._aliases = aliases
+        self._recipes = recipes
         self._stats = stats
         self.record = record
         self._is_excluded = is_excluded
@@ -144,6 +146,7 @@ class ActivationClaim:
 
     def _place(self, tensor: torch.Tensor, span: SavedSpan, policy: Policy) -> None:
         node = tensor.grad_fn
+        recipe = self._recipe_for(tensor, span) if policy is self._policy else None
         saved = SavedTensor(
             index=span.index,
             bytes=span.bytes,
@@ -152,16 +155,28 @@ class ActivationClaim:
             producer="" if node is None else node.name(),
             is_layer_input=self._marks.is_layer_input(span.source),
             is_attention_output=self._marks.is_attention_output(node),
+            segment=None if recipe is None else recipe.segment,
         )
-        place = checked(policy(saved)).place
+        place = checked(policy(saved), saved).place
         if place is Place.KEEP:
             if self._mover.keep(span):
                 self._stats.passed_count += 1
                 return
             place = Place.FILE  # the budget does not hold it
+        if place is Place.RECOMPUTE:
+            if recipe.segment.is_proven:
+                self.record.note_remade(span)
+                self._mover.drop(span, recipe)
+                return
+            span.recipe = recipe
+            place = self._away(saved).place
         self._mover.send(span, _CHAINS[place])
         self._stats.packed_count += 1
         self._stats.out_bytes += span.bytes
+
+    def _recipe_for(self, tensor: torch.Tensor, span: SavedSpan) -> Recipe | None:
+        is_whole = span.begin_bytes == 0 and span.bytes == span.source.nbytes()
+        return self._recipes.find(tensor, span.index) if is_whole and self._recipes is not None else None
 
     def _claim_wrapper(self, tensor: torch.Tensor, policy: Policy) -> WrapperHandle:
         names, context = tensor.__tensor_flatten__()

@@ -50,7 +50,9 @@ class SavedTensor:
     """What a policy sees: no tensor, only its description.
 
     index: position among the distinct spans saved in this forward; bytes: of the span that would move;
-    producer: name of the autograd node that made it ("" for leaves and detached tensors).
+    producer: name of the autograd node that made it ("" for leaves and detached tensors);
+    segment: for RECOMPUTE(segment), where one cheap operation (an activation, a product, a LayerNorm) gives the tensor
+    again from other saved tensors; else None. The first time the tensor is moved all the same, to be compared.
     """
 
     index: int
@@ -60,3 +62,4 @@ class SavedTensor:
     producer: str
     is_layer_input: bool
     is_attention_output: bool
+    segment: object = None

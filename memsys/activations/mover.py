@@ -11,6 +11,8 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -19,15 +21,19 @@ from memsys.activations.heap import HeapTrimmer
 from memsys.activations.landing import Landing
 from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
+from memsys.activations.recipes import Recipe
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
-from memsys.errors import BudgetError, SpillError
+from memsys.errors import BudgetError, InPlaceError, SpillError
 
 logger = logging.getLogger("memsys")
 
-# Enough to keep a link busy while one layer computes; more would only hold memory.
-DEFAULT_WINDOW_BYTES = 64 << 20
+# Enough for files while a CPU computes one operation, and more than the largest tensors of a layer on an accelerator,
+# whose link is much faster (not measured yet); more would only hold memory.
+DEFAULT_WINDOW_BYTES = 24 << 20
+DEVICE_WINDOW_BYTES = 512 << 20
 _WAIT_US = 50_000
+_Started = TypeVar("_Started")
 
 
 class Mover:
@@ -54,7 +60,7 @@ class Mover:
         self._window_used_bytes = 0  # prefetched and not yet taken
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
-        default_bytes = DEFAULT_WINDOW_BYTES // 2 if trimmer is not None else DEFAULT_WINDOW_BYTES
+        default_bytes = DEFAULT_WINDOW_BYTES if self.is_direct else DEVICE_WINDOW_BYTES
         self.window_bytes = default_bytes if limit < 0 else min(default_bytes, limit // 4)
 
     # Out -----------------------------------------------------------------------------------------------------------
@@ -88,6 +94,12 @@ class Mover:
         if self.stats.fallback_count == 0:
             logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, str(refusal))
         self.stats.fallback_count += 1
+
+    def drop(self, span: SavedSpan, recipe: Recipe) -> None:
+        """Lets the bytes go: they are made again when backward wants them."""
+        span.recipe, source, span.source = recipe, span.source, None
+        if self._parking is not None:
+            self._parking.take(source)
 
     def _hold(self, span: SavedSpan) -> None:
         with self._departures_lock:
@@ -177,7 +189,7 @@ class Mover:
 
     def prefetch(self, span: SavedSpan) -> bool:
         """Starts to bring a span back if it is away and the window has room; False says to try again later."""
-        if span.source is not None or span.landing is not None or span.alive() is not None:
+        if span.block is None or span.source is not None or span.landing is not None or span.alive() is not None:
             return True
         if self._window_used_bytes > 0 and self._window_used_bytes + span.bytes > self.window_bytes:
             return False
@@ -199,7 +211,7 @@ class Mover:
             return storage
         landing = span.landing
         if landing is None or landing.stream != stream:
-            landing = self._fetch_now(span)
+            landing = self._on_demand(lambda: self._start_arrival(span))
         arrival = landing.arrival
         if not arrival.is_issued or (self.is_direct and not arrival.is_done):
             self._wait_for_arrival(arrival, stream)
@@ -208,6 +220,35 @@ class Mover:
         storage = self._take(span, landing)
         self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
         return storage
+
+    def remake(self, span: SavedSpan) -> torch.UntypedStorage:
+        """The bytes of a span that was dropped, made again; counted in the device budget while they live."""
+        storage = span.alive()
+        if storage is not None:
+            return storage
+        if self._trimmer is not None:
+            self._trimmer.check()
+        storage = self._on_demand(lambda: self._allocate(span.bytes))
+        span.recipe.make(storage)
+        span.restored = weakref.ref(storage)
+        span.loaded = storage if span.unread_count > 1 else None
+        self.stats.remade_bytes += span.bytes
+        return storage
+
+    def prove(self, span: SavedSpan, moved: torch.UntypedStorage) -> None:
+        """Tries the span's recipe beside the bytes that moved, if the budget has room for both."""
+        recipe, span.recipe = span.recipe, None
+        if recipe is None:
+            return  # another thread was first
+        try:
+            recipe.prove(moved, self._allocate(span.bytes))
+        except (BudgetError, InPlaceError):
+            logger.debug("could not try whether a saved tensor can be computed again", exc_info=True)
+
+    def _allocate(self, bytes_: int) -> torch.UntypedStorage:
+        if self.backend.owns_targets:
+            return self.backend.empty(bytes_)
+        return _tensor.storage_over(self.store.allocate_target(bytes_))
 
     def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
         if span.is_prefetched:
@@ -241,15 +282,15 @@ class Mover:
         landing = span.landing = Landing(self.store, arrival, stream, target)
         return landing
 
-    def _fetch_now(self, span: SavedSpan) -> Landing:
-        """On demand: waits for room where prefetching would have given up."""
+    def _on_demand(self, start: Callable[[], _Started]) -> _Started:
+        """Waits for room where prefetching would have given up."""
         while True:
             try:
-                return self._start_arrival(span)
+                return start()
             except BudgetError:
                 self.store.trim()
                 if self.store.in_flight_bytes == 0:
-                    return self._start_arrival(span)
+                    return start()
                 self._wait_for_transfer()
 
     # End -----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def offload(
         min_bytes: tensors smaller than this stay; by default 256 KiB.
         exclude: patterns of submodule names whose saved tensors stay.
         return_memory: on a CPU, also give the heap that torch freed back to the system whenever the process has grown.
-        verify: checksum host copies too (files always are).
+        verify: checksum host copies too (files always are), and move what auto would compute again, to compare it.
 
     Raises:
         InputError: (a ValueError) for options that make no sense; SpillError for a spill folder that can't be used.

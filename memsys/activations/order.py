@@ -44,6 +44,7 @@ class ForwardRecord:
         self._book = book
         self._spans: list[weakref.ref[SavedSpan]] = []
         self.sizes: list[int] = []
+        self.remade: set[int] = set()  # of the spans: not moved, but computed again
         self._seen: list[int] = []
         self._seen_set: set[int] = set()
         self._predicted: list[int] | None = None
@@ -64,6 +65,9 @@ class ForwardRecord:
         span.record = self
         self._spans.append(weakref.ref(span))
         self.sizes.append(span.bytes)
+
+    def note_remade(self, span: SavedSpan) -> None:
+        self.remade.add(span.index)
 
     def note_read(self, span: SavedSpan) -> None:
         """Backward has taken a span: learns the order and prefetches what comes next."""

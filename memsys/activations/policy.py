@@ -1,18 +1,21 @@
 """The policies that need no plan: all, inputs, auto, and the user's own.
 
-A policy answers with a Decision for each span; RECOMPUTE and ROWS need a planner and are refused with that word.
+A policy answers with a Decision for each span; ROWS, and RECOMPUTE of anything but a cheap operation, need a planner
+and are refused with that word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
-from memsys.activations.decision import FILE, HOST, KEEP, Decision, Place, SavedTensor
+from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, Decision, Place, SavedTensor
 from memsys.errors import InputError, UnsupportedError
 
 Policy = Callable[[SavedTensor], Decision]
 NAMES = ("auto", "all", "inputs")
+# Below this the calls that make a tensor again cost what moving it would: 1 ms, where moving costs 0.6 ms a MiB (CPU).
+MIN_REMADE_BYTES = 4 << 20
 
 
 class SwapAll:
@@ -49,10 +52,18 @@ class KeepLimit:
         whole = int(self.share * saved_bytes) if self.budget_bytes is None else self.budget_bytes
         return max(0, whole - self.buffer_bytes)
 
+    def can_remake(self, saved: SavedTensor, is_late: bool) -> bool:
+        """Whether making the tensor again pays, and finds room: within a budget, when backward has freed what is kept,
+        for the tensor and what it is made from."""
+        if saved.segment is None or saved.bytes < MIN_REMADE_BYTES:
+            return False
+        return self.budget_bytes is None or (not is_late and saved.segment.needed_bytes <= self.budget_bytes // 2)
+
 
 class Measured:
-    """auto: the first forward moves everything; afterwards the spans that backward wants first stay, within the
-    limit. They need no transfer at all, and backward frees them while it reads the rest."""
+    """auto: the first forward moves everything; afterwards what a cheap operation makes again is dropped, and of the
+    rest the spans that backward wants first stay, within the limit. They need no transfer at all, and backward frees
+    them while it reads the rest."""
 
     def __init__(self, away: Decision, limit: KeepLimit) -> None:
         self._away = away
@@ -62,15 +73,17 @@ class Measured:
 
     def __call__(self, saved: SavedTensor) -> Decision:
         is_late = self._keep_from is not None and saved.index >= self._keep_from
+        if self._limit.can_remake(saved, is_late):
+            return RECOMPUTE(saved.segment)
         return KEEP if is_late and self._limit.now() + saved.bytes <= self._keep_bytes else self._away
 
-    def learn(self, sizes: list[int]) -> None:
-        """After a forward that saved spans of these sizes, in this order."""
+    def learn(self, sizes: list[int], remade: Set[int] = frozenset()) -> None:
+        """After a forward that saved spans of these sizes, in this order; `remade` are indices of those dropped."""
         self._keep_bytes = self._limit.keep_bytes(sum(sizes))
         left_bytes, first = self._keep_bytes, len(sizes)
-        while first > 0 and sizes[first - 1] <= left_bytes:
+        while first > 0 and (first - 1 in remade or sizes[first - 1] <= left_bytes):
             first -= 1
-            left_bytes -= sizes[first]
+            left_bytes -= 0 if first in remade else sizes[first]
         self._keep_from = first
 
 
@@ -88,13 +101,15 @@ def make_policy(policy: str | Policy, device_type: str, limit: KeepLimit | None 
     raise InputError(f"policy: wanted one of {', '.join(NAMES)} or a callable, found {policy!r}; use policy='auto'")
 
 
-def checked(decision: object) -> Decision:
-    """A decision that can be carried out; else a typed error."""
+def checked(decision: object, saved: SavedTensor) -> Decision:
+    """A decision that can be carried out for the saved tensor; else a typed error."""
     if not isinstance(decision, Decision):
         raise InputError(f"a policy returned {decision!r}; return memsys.KEEP, memsys.HOST or memsys.FILE")
-    if decision.place in (Place.RECOMPUTE, Place.ROWS):
+    is_cheap = saved.segment is not None and decision == RECOMPUTE(saved.segment)
+    if decision.place in (Place.RECOMPUTE, Place.ROWS) and not is_cheap:
         raise UnsupportedError(
-            f"the policy chose {decision.place.name}, which needs a plan of token-local segments; until then return "
-            "KEEP, HOST or FILE, or wrap the layer in memsys.checkpoint to recompute it"
+            f"the policy chose {decision.place.name} of {decision.segment!r}, which needs a plan of token-local "
+            "segments; until then return KEEP, HOST, FILE or, where saved.segment is not None, "
+            "RECOMPUTE(saved.segment), or wrap the layer in memsys.checkpoint"
         )
     return decision

@@ -28,6 +28,7 @@ from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
+from memsys.activations.recipes import RecipeBook
 from memsys.activations.runtimes import runtime_for
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
@@ -38,7 +39,7 @@ logger = logging.getLogger("memsys")
 DEFAULT_MIN_BYTES = 256 << 10
 # Of what a forward saves, what auto keeps and memsys's buffers take together where there is no budget (as it is, and
 # with return_memory). More would be faster, and save less.
-DEFAULT_KEEP_SHARE, RETURNING_KEEP_SHARE = 0.28, 0.08
+DEFAULT_KEEP_SHARE, RETURNING_KEEP_SHARE = 0.25, 0.09
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Session:
         self._has_run = False
         self._book = OrderBook()
         self._aliases = AliasTable()
+        self._recipes = RecipeBook(options.verify) if options.policy == "auto" or callable(options.policy) else None
         self._parameters = ParameterFilter()
         self._last_record: weakref.ref | None = None
         self._parking: ParkingLot | None = None
@@ -134,7 +136,9 @@ class Session:
         limit = self._store.device_budget.limit_bytes
         share = RETURNING_KEEP_SHARE if self.options.return_memory else DEFAULT_KEEP_SHARE
         budget = None if limit < 0 else limit
-        return KeepLimit(budget, share, 2 * mover.window_bytes, lambda: self._counts.kept_bytes)
+        # Without a budget, beside the windows: what is being made again, and what it is made from.
+        windows = 3 if budget is None else 2
+        return KeepLimit(budget, share, windows * mover.window_bytes, lambda: self._counts.kept_bytes)
 
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
@@ -142,11 +146,13 @@ class Session:
         record = self.new_record(_device_of(model))
         if model is not None:
             self._parameters.refresh(model)
+            if self._recipes is not None:
+                self._recipes.refresh(model)
         self._learn_from_last(record)
         with Dispatcher(self.claimants(record)):
             yield
         if isinstance(self._policy, Measured):
-            self._policy.learn(record.sizes)
+            self._policy.learn(record.sizes, record.remade)
         self._say_if_idle(record)
 
     def _begin_backward(self) -> None:
@@ -178,7 +184,8 @@ class Session:
         self._marks.forget_dead()
         claim = ActivationClaim(
             mover=self._mover, policy=self._policy, device=self._device, min_bytes=self._min_bytes(), marks=self._marks,
-            aliases=self._aliases, stats=self._counts, record=record, is_excluded=self._is_excluded,
+            aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
+            is_excluded=self._is_excluded,
         )  # fmt: skip
         return ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memsys.activations.landing import Landing
     from memsys.activations.mover import Mover
     from memsys.activations.order import ForwardRecord
+    from memsys.activations.recipes import Recipe
 
 
 class SavedSpan:
@@ -25,7 +26,7 @@ class SavedSpan:
 
     __slots__ = (
         *("__weakref__", "begin_bytes", "block", "bytes", "index", "is_kept", "is_prefetched", "landing"),
-        *("loaded", "mover", "record", "restored", "source", "unread_count"),
+        *("loaded", "mover", "recipe", "record", "restored", "source", "unread_count"),
     )
 
     def __init__(self, mover: Mover, storage: torch.UntypedStorage, begin_bytes: int, bytes_: int) -> None:
@@ -42,13 +43,17 @@ class SavedSpan:
         self.unread_count = 0
         self.index = -1
         self.record: ForwardRecord | None = None
+        self.recipe: Recipe | None = None  # to be proven; without source and block: to be made from
 
     def storage(self) -> tuple[torch.UntypedStorage, int]:
         """The bytes on the device, and the storage byte at which the span begins in them."""
         source = self.source
-        if source is not None:
-            return source, 0
-        return self.mover.fetch(self), self.begin_bytes
+        if source is None and self.block is None:
+            return self.mover.remake(self), self.begin_bytes
+        storage = self.mover.fetch(self) if source is None else source
+        if self.recipe is not None:
+            self.mover.prove(self, storage)
+        return storage, self.begin_bytes if source is None else 0
 
     def alive(self) -> torch.UntypedStorage | None:
         """Restored bytes that some tensor still uses."""
@@ -78,6 +83,14 @@ class MovedHandle:
         self.version = _tensor.version_of(tensor)
         self.is_read = False
         span.unread_count += 1
+
+    def reader(self) -> MovedHandle:
+        """Another handle on the same tensor, with a read of its own."""
+        other = MovedHandle.__new__(MovedHandle)
+        other.span, other.layout, other.anchor, other.version = self.span, self.layout, self.anchor, self.version
+        other.is_read = False
+        self.span.unread_count += 1
+        return other
 
     def unpack(self) -> torch.Tensor:
         check_version(self.anchor, self.version, self.layout.size)
@@ -109,6 +122,10 @@ class PassedHandle:
         # wants a gradient can't become one.
         self.tensor = tensor if tensor.requires_grad and tensor.is_leaf else tensor.detach()
         self.version = _tensor.version_of(tensor)
+
+    def reader(self) -> PassedHandle:
+        """Another handle on the same tensor: itself, since reading takes nothing away."""
+        return self
 
     def unpack(self) -> torch.Tensor:
         if self.version != -1 and self.tensor._version != self.version:

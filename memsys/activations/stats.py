@@ -13,6 +13,7 @@ class OffloadStats:
     out_bytes, in_bytes: moved away and back; aliased_bytes: not moved again, because another saved tensor shares the
     storage; peak_*_bytes: the most that was in use at once (device: kept + memsys's buffers + in flight);
     stall_us: time the training thread waited for a transfer; late_count: tensors not yet there when needed;
+    remade_bytes: computed again instead of moved;
     fallback_count: tensors that stayed because no tier had room; kept_bytes: kept on the device just now.
     """
 
@@ -21,6 +22,7 @@ class OffloadStats:
     out_bytes: int = 0
     in_bytes: int = 0
     aliased_bytes: int = 0
+    remade_bytes: int = 0
     peak_device_bytes: int = 0
     peak_host_bytes: int = 0
     peak_file_bytes: int = 0

@@ -12,6 +12,7 @@ STATS_FIELDS = (
     "out_bytes",
     "in_bytes",
     "aliased_bytes",
+    "remade_bytes",
     "peak_device_bytes",
     "peak_host_bytes",
     "peak_file_bytes",

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import memsys
-from memsys.activations.decision import FILE, HOST
+from memsys.activations.decision import FILE, HOST, RECOMPUTE
 
 Results = Iterable[Tensor | None]
 Scenario = Callable[[nn.Module], Results]
 
 # Every tensor moves, whatever its size, to the tier of that name.
 TIERS: dict[str, Any] = {"file": lambda saved: FILE, "host": lambda saved: HOST}
+# What a cheap operation gives again is dropped, once that is proven; the rest moves.
+DROPPED: Any = lambda saved: FILE if saved.segment is None else RECOMPUTE(saved.segment)  # noqa: E731
 IDLE_WAIT_S = 10
 # Saved tensors of 16 KiB and more: only whole sectors go to a file, so smaller ones would never reach it.
 WIDTH = ROWS = 64

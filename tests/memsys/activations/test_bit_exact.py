@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 needs_memsys()
 
 from gradients import (  # noqa: E402
+    DROPPED,
     TIERS,
     assert_idle,
     assert_same,
@@ -34,6 +35,7 @@ POLICIES = {
     "inputs": "inputs",
     "auto": "auto",
     **TIERS,
+    "dropped": DROPPED,
     "mixed": lambda saved: (memsys.KEEP, memsys.HOST, memsys.FILE)[saved.index % 3],
     "by producer": lambda saved: memsys.FILE if saved.is_attention_output or saved.is_layer_input else memsys.HOST,
 }
@@ -65,7 +67,7 @@ def test_a_gpt(policy, dtype, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"return_memory": True}, {"device_budget": "3MiB"}], ids=str)
 def test_auto_keeps_what_fits_its_share_or_its_budget(options, tmp_path, monkeypatch):
     # Buffers of a large model would leave this one nothing to keep.
-    monkeypatch.setattr(mover, "DEFAULT_WINDOW_BYTES", 128 << 10)
+    monkeypatch.setattr(mover, "DEFAULT_WINDOW_BYTES", 32 << 10)
     model, twin = gpt(), gpt()
     memsys.offload(model, spill_dir=tmp_path, min_bytes=0, **options)
     moved = []

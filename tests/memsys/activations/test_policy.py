@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memsys.activations.decision import FILE, HOST, KEEP, SavedTensor
+from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, SavedTensor
 from memsys.activations.policy import KeepLimit, make_policy
+from memsys.activations.recipes import CheapSegment
 from memsys.errors import InputError
 
 MIB = 1 << 20
@@ -62,6 +63,30 @@ def test_what_other_forwards_keep_counts():
     policy.learn([MIB] * 3)
     assert policy(saved(0, MIB)) is KEEP
     assert policy(saved(1, 2 * MIB)) is FILE
+
+
+def cheap(index: int, bytes_: int, needed_bytes: int) -> SavedTensor:
+    segment = CheapSegment("GeluBackward0", needed_bytes, True)
+    return SavedTensor(index, bytes_, torch.float32, torch.Size([bytes_ // 4]), "", False, False, segment)
+
+
+def test_without_a_budget_whatever_is_cheap_is_made_again_and_the_rest_kept():
+    kept: list[int] = []
+    policy = make_policy("auto", "cpu", KeepLimit(None, 0.5, now=lambda: sum(kept)))
+    sizes = [8 * MIB] * 8
+    policy.learn(sizes, remade={1, 3, 5, 7})
+    places = [policy(cheap(i, 8 * MIB, 16 * MIB) if i % 2 else saved(i, 8 * MIB)).place.value for i in range(8)]
+    assert places == ["keep", "recompute"] * 4
+
+
+def test_within_a_budget_what_is_cheap_waits_until_kept_bytes_are_gone():
+    policy = make_policy("auto", "cpu", KeepLimit(32 * MIB))
+    policy.learn([8 * MIB] * 8)
+    late, early = cheap(6, 8 * MIB, 16 * MIB), cheap(1, 8 * MIB, 16 * MIB)
+    assert policy(late) is KEEP
+    assert policy(early) == RECOMPUTE(early.segment)
+    assert policy(cheap(1, 8 * MIB, 17 * MIB)) is FILE  # no room for what it is made from
+    assert policy(cheap(1, MIB, 2 * MIB)) is FILE  # not worth the calls
 
 
 def test_names_give_policies_and_others_are_refused():

@@ -1,0 +1,249 @@
+"""What a cheap operation gives again is dropped only where that was proven, and never differs by a bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from built import needs_memsys
+from torch import nn
+
+needs_memsys()
+
+from gradients import (  # noqa: E402
+    DROPPED,
+    assert_idle,
+    assert_same,
+    gradients,
+    offloaded,
+    small_input,
+    small_model,
+    step,
+)
+
+import memsys  # noqa: E402
+from memsys import _C, _tensor  # noqa: E402
+from memsys.activations import mover, policy, runtimes  # noqa: E402
+
+
+class Around(nn.Module):
+    """An operation between two projections, whose second saves its result."""
+
+    def __init__(self, operation, width=192) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Linear(64, width)
+        self.operation = operation
+        self.down = nn.Linear(width, 64)
+
+    def forward(self, x):
+        return self.down(self.operation(self.up(x)))
+
+
+class RootMeanSquare(nn.Module):
+    """Llama's norm: products all the way, the last with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(192))
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def gated(x):
+    gate, up = x[:, :96], x[:, 96:]
+    return (F.silu(gate) * up).repeat(1, 2)
+
+
+OPERATIONS = {
+    "gelu": F.gelu,
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "product": lambda x: x * torch.sigmoid(x),
+    "square": lambda x: x * x,
+    "broadcast product": lambda x: x * x.mean(-1, keepdim=True),
+    "transposed": lambda x: F.gelu(x.t()).t(),
+    "view": lambda x: F.gelu(x).view(-1, 4, 192).flatten(0, 1),
+    "layer norm": nn.LayerNorm(192),
+    "layer norm, other epsilon": nn.LayerNorm(192, eps=1e-2),
+    "layer norm without bias": nn.LayerNorm(192, bias=False),
+    "product with a parameter": RootMeanSquare(),
+    "chain": lambda x: F.silu(F.gelu(x)) * F.silu(x),
+}
+
+
+def steps(model, count=3, **options):
+    """Results of several steps, and the bytes that each made again."""
+    results, made = [], []
+    for _ in range(count):
+        before = memsys.stats(model).remade_bytes
+        results += step(model, small_input().to(next(model.parameters()).dtype))
+        made.append(memsys.stats(model).remade_bytes - before)
+    return results, made
+
+
+def plain_steps(model, count=3):
+    return [result for _ in range(count) for result in step(model, small_input().to(next(model.parameters()).dtype))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_result_is_moved_once_and_then_made_again(name, dtype, tmp_path):
+    plain = Around(OPERATIONS[name]).to(dtype)
+    model = offloaded(copy.deepcopy(plain), tmp_path, DROPPED)
+    results, made = steps(model)
+    assert_same(results, plain_steps(plain))
+    assert made[0] == 0 and made[1] == made[2] > 0
+    assert_idle(model)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        nn.LayerNorm(192, elementwise_affine=False),  # its epsilon is nowhere to be read
+        nn.Dropout(0.5),
+        lambda x: x * 2.0,
+        lambda x: F.gelu(x)[:, :192].clone(),
+        torch.sigmoid,
+        gated,
+    ],
+)
+def test_what_is_not_one_known_operation_moves(operation, tmp_path):
+    plain = Around(operation)
+    model = offloaded(copy.deepcopy(plain), tmp_path, DROPPED)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = step(model, small_input())
+        torch.manual_seed(seed)
+        assert_same(found, step(plain, small_input()))
+    assert memsys.stats(model).in_bytes > 0
+
+
+def test_verify_compares_each_time_and_drops_nothing(tmp_path):
+    model = offloaded(small_model(), tmp_path, DROPPED, verify=True)
+    results, made = steps(model)
+    assert_same(results, plain_steps(small_model()))
+    assert made == [0, 0, 0]
+
+
+def quantised(x):
+    y = F.gelu(x)
+    y.data = y.data.round(decimals=1)  # straight-through: autograd knows nothing of it
+    return y
+
+
+def test_a_result_changed_behind_autograds_back_is_never_dropped(tmp_path):
+    model = offloaded(Around(quantised), tmp_path, DROPPED)
+    results, made = steps(model)
+    assert_same(results, plain_steps(Around(quantised)))
+    assert made == [0, 0, 0]
+
+
+def counted(x):
+    y = F.gelu(x)
+    with torch.no_grad():
+        y.mul_(0.5)  # autograd counts it
+    return y
+
+
+def test_a_result_changed_in_place_moves(tmp_path):
+    model = offloaded(Around(counted), tmp_path, DROPPED)
+    results, made = steps(model)
+    assert_same(results, plain_steps(Around(counted)))
+    assert made == [0, 0, 0]
+
+
+def test_a_change_that_begins_later_is_told(tmp_path):
+    is_quantised = False
+    model = Around(lambda x: quantised(x) if is_quantised else F.gelu(x))
+    offloaded(model, tmp_path, DROPPED)
+    step(model, small_input())
+    is_quantised = True
+    with pytest.raises(memsys.CorruptionError, match="policy='all'"):
+        step(model, small_input())
+    is_quantised = False
+    assert_same(step(model, small_input()), step(Around(F.gelu), small_input()))
+    assert_idle(model)
+
+
+def test_a_parameter_emptied_since_is_told(tmp_path):
+    model = offloaded(Around(nn.LayerNorm(192)), tmp_path, DROPPED)
+    step(model, small_input())
+    loss = model(small_input()).sum()
+    model.operation.weight.untyped_storage().resize_(0)  # as sharding does
+    with pytest.raises(memsys.CorruptionError, match="emptied"):
+        loss.backward()
+
+
+def test_a_recipe_once_unequal_stays_so(tmp_path):
+    """Positions are all that tells results of different steps apart, so one refusal counts for good."""
+    is_quantised = True
+    model = Around(lambda x: quantised(x) if is_quantised else F.gelu(x))
+    offloaded(model, tmp_path, DROPPED)
+    step(model, small_input())
+    is_quantised = False
+    _, made = steps(model)
+    assert made == [0, 0, 0]
+
+
+def test_another_sequence_length_needs_no_proof_of_its_own(tmp_path):
+    plain = small_model()
+    model = offloaded(copy.deepcopy(plain), tmp_path, DROPPED)
+    for rows in (64, 96, 80):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+        before = memsys.stats(model).remade_bytes
+        assert_same(step(model, x), step(plain, x))
+        assert (memsys.stats(model).remade_bytes > before) == (rows != 64)
+
+
+def test_autocast_is_over_when_backward_runs(tmp_path):
+    def run(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(small_input()).float().square().mean()
+        model.zero_grad()
+        loss.backward()
+        return [loss.detach(), *gradients(model)]
+
+    plain = small_model()
+    model = offloaded(copy.deepcopy(plain), tmp_path, DROPPED)
+    for _ in range(3):
+        assert_same(run(model), run(plain))
+    assert memsys.stats(model).remade_bytes > 0
+
+
+def test_auto_drops_within_a_budget_that_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "MIN_REMADE_BYTES", 0)
+    monkeypatch.setattr(mover, "DEFAULT_WINDOW_BYTES", 64 << 10)
+    plain = small_model()
+    model = offloaded(copy.deepcopy(plain), tmp_path, "auto", device_budget="400KiB")
+    results, made = steps(model)
+    assert_same(results, plain_steps(plain))
+    assert made[1] > 0
+    assert memsys.stats(model).peak_device_bytes <= 400 << 10
+    assert_idle(model)
+
+
+def test_auto_moves_what_is_too_small_to_make_again(tmp_path):
+    model = offloaded(small_model(), tmp_path, "auto")
+    assert steps(model)[1] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_an_accelerator_whose_edges_are_checked(seed):
+    runtime = _C.Runtime(_C.DeviceKind.simulated, seed=seed, io=_C.IoEngineChoice.threads)
+    runtimes.override_runtime(runtime, _tensor.SimulatedBackend(runtime, (_C.Use.read, _C.Use.write)))
+    try:
+        model = memsys.offload(small_model(), policy=DROPPED, min_bytes=1)
+        results, made = steps(model)
+        assert_same(results, plain_steps(small_model()))
+        assert made[1] > 0
+        memsys.restore(model)
+        runtime.drain()
+    finally:
+        runtimes.override_runtime(None)

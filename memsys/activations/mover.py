@@ -24,7 +24,7 @@ from memsys.activations.reaper import Reaper
 from memsys.activations.recipes import Recipe
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
-from memsys.errors import BudgetError, InPlaceError, SpillError
+from memsys.errors import BudgetError, MemsysError, SpillError
 
 logger = logging.getLogger("memsys")
 
@@ -223,27 +223,30 @@ class Mover:
 
     def remake(self, span: SavedSpan) -> torch.UntypedStorage:
         """The bytes of a span that was dropped, made again; counted in the device budget while they live."""
-        storage = span.alive()
-        if storage is not None:
+        storage, stream = span.alive(), self.backend.current_stream()
+        if storage is not None and span.stream == stream:
             return storage
         if self._trimmer is not None:
             self._trimmer.check()
         storage = self._on_demand(lambda: self._allocate(span.bytes))
         span.recipe.make(storage)
-        span.restored = weakref.ref(storage)
+        span.restored, span.stream = weakref.ref(storage), stream
         span.loaded = storage if span.unread_count > 1 else None
         self.stats.remade_bytes += span.bytes
         return storage
 
     def prove(self, span: SavedSpan, moved: torch.UntypedStorage) -> None:
-        """Tries the span's recipe beside the bytes that moved, if the budget has room for both."""
+        """Tries the span's recipe beside the bytes that moved, if the budget has room for both. Never fails: backward
+        has its bytes already."""
         recipe, span.recipe = span.recipe, None
         if recipe is None:
             return  # another thread was first
         try:
             recipe.prove(moved, self._allocate(span.bytes))
-        except (BudgetError, InPlaceError):
+        except Exception as error:
             logger.debug("could not try whether a saved tensor can be computed again", exc_info=True)
+            if not isinstance(error, (MemsysError, MemoryError)):
+                recipe.refuse()
 
     def _allocate(self, bytes_: int) -> torch.UntypedStorage:
         if self.backend.owns_targets:

@@ -57,7 +57,7 @@ class KeepLimit:
         for the tensor and what it is made from."""
         if saved.segment is None or saved.bytes < MIN_REMADE_BYTES:
             return False
-        return self.budget_bytes is None or (not is_late and saved.segment.needed_bytes <= self.budget_bytes // 2)
+        return self.budget_bytes is None or (not is_late and saved.segment.needed_bytes <= self.budget_bytes // 4)
 
 
 class Measured:
@@ -81,6 +81,8 @@ class Measured:
         """After a forward that saved spans of these sizes, in this order; `remade` are indices of those dropped."""
         self._keep_bytes = self._limit.keep_bytes(sum(sizes))
         left_bytes, first = self._keep_bytes, len(sizes)
+        if self._limit.budget_bytes is not None:
+            remade = frozenset()  # where they would count as late, they would be kept
         while first > 0 and (first - 1 in remade or sizes[first - 1] <= left_bytes):
             first -= 1
             left_bytes -= 0 if first in remade else sizes[first]

@@ -7,8 +7,8 @@ dropped only where it was, in an earlier step, made again beside the bytes that 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from memsys.activations.span import MovedHandle, PassedHandle
 from memsys.errors import CorruptionError
 
 _SAMPLE_COUNT = 64
+_DEPTH_LIMIT = 4  # of recipes that read what other recipes give: all of it is in memory at once
 _aten = torch.ops.aten
 
 
@@ -74,16 +75,26 @@ class CheapSegment:
 class Recipe:
     """How to make one saved tensor again. It owns readers of its inputs, which therefore live as long."""
 
-    __slots__ = ("_book", "_key", "_layout", "_readers", "_sample", "_step", "segment")
+    __slots__ = (
+        *("_arguments", "_book", "_call", "_key", "_layout", "_readers", "_sample", "_shapes", "_thread_count"),
+        *("depth", "segment"),
+    )
 
     def __init__(self, book: RecipeBook, key: tuple[object, ...], result: torch.Tensor, step: _Step) -> None:
         self._book = book
         self._key = key
-        self._step = step
+        self._call, self._arguments = step.run, step.arguments
         self._readers = tuple(handle if handle is None else handle.reader() for handle in step.handles)
         self._layout = _tensor.layout_of(result, 0)
+        self._shapes = tuple(_passed_shape(handle) for handle in step.handles)
+        self._thread_count = torch.get_num_threads()
         spans = [reader.span for reader in self._readers if isinstance(reader, MovedHandle)]
-        inputs_bytes = sum(span.bytes if span.recipe is None else span.recipe.segment.needed_bytes for span in spans)
+        recipes = [span.recipe for span in spans]  # read once: another thread may be proving one
+        self.depth = 1 + max((recipe.depth for recipe in recipes if recipe is not None), default=0)
+        inputs_bytes = sum(
+            span.bytes if recipe is None else recipe.segment.needed_bytes
+            for span, recipe in zip(spans, recipes, strict=True)
+        )
         self.segment = CheapSegment(key[1], result.nbytes + inputs_bytes, book.is_proven(key))
         # A change that autograd does not count (through .data, say) shows here. On a GPU, looking would mean waiting.
         is_sampled = self.segment.is_proven and result.device.type == "cpu"
@@ -94,6 +105,10 @@ class Recipe:
         is_made = self._run(scratch) is not None
         is_equal = is_made and torch.equal(_tensor.bytes_over(scratch), _tensor.bytes_over(moved))
         self._book.note_trial(self._key, is_equal)
+
+    def refuse(self) -> None:
+        """Notes that the tensor can't be made again."""
+        self._book.note_trial(self._key, False)
 
     def make(self, target: torch.UntypedStorage) -> None:
         """Writes the tensor's bytes into `target`. Raises CorruptionError where they are known to differ."""
@@ -109,13 +124,17 @@ class Recipe:
             )
 
     def _run(self, target: torch.UntypedStorage) -> torch.Tensor | None:
-        tensors = [reader if reader is None else reader.unpack() for reader in self._readers]
+        if tuple(_passed_shape(reader) for reader in self._readers) != self._shapes:
+            return None
+        tensors = [reader if reader is None else reader.peek() for reader in self._readers]
         if not all(tensor is None or _tensor.is_backed(tensor) for tensor in tensors):
             return None
         out = _tensor.restore(target, self._layout)
-        # What the operation read had been cast by autocast before it was saved.
-        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
-            self._step.run(*tensors, *self._step.arguments, out=out)
+        # What the operation read had been cast by autocast before it was saved; and where threads divide the work,
+        # the last bits of some operations depend on it.
+        with torch.no_grad(), torch.autocast(out.device.type, enabled=False), _threads(self._thread_count):
+            self._call(*tensors, *self._arguments, out=out)
+        _tensor.note_stream(tensors)
         return out
 
 
@@ -127,18 +146,19 @@ class RecipeBook:
         self._is_strict = is_strict
         self._trials: dict[tuple[object, ...], bool] = {}
         self._norms: dict[int, tuple[float, bool] | None] = {}  # by the weight's address: epsilon, has a bias
-        self._is_sharded = "torch.distributed.fsdp" in sys.modules  # until a model says that it is not
 
     def refresh(self, model: torch.nn.Module) -> None:
         """Reads the model anew, before each forward: autograd does not say a norm's epsilon."""
         norms: dict[int, tuple[float, bool] | None] = {}
         for module in model.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, torch.nn.LayerNorm) and weight is not None and _tensor.is_plain(weight):
-                known = (module.eps, module.bias is not None)
-                norms[weight.data_ptr()] = known if norms.get(weight.data_ptr(), known) == known else None
+            if not isinstance(module, torch.nn.LayerNorm):
+                continue
+            weight = module._parameters.get("weight")  # a parametrised one would be computed, with side effects
+            if weight is not None and _tensor.is_plain(weight):
+                known = (module.eps, module._parameters.get("bias") is not None)
+                address = _address(weight)
+                norms[address] = known if norms.get(address, known) == known else None
         self._norms = norms
-        self._is_sharded = _is_sharded(model)
 
     def find(self, tensor: torch.Tensor, index: int) -> Recipe | None:
         """The recipe of a tensor about to be saved as span `index` of a forward; None if it is not, or is a view of
@@ -147,14 +167,17 @@ class RecipeBook:
         if name != _NORM and name not in _OPERATIONS:
             return None
         result = _tensor.whole_result(tensor)
-        if result is None:
+        if result is None or _tensor.storage_of(result) is not _tensor.storage_of(tensor):
             return None
         step = self._norm_step(result.grad_fn) if name == _NORM else _step(result.grad_fn, _OPERATIONS[name])
-        if step is None or (self._is_sharded and any(isinstance(handle, PassedHandle) for handle in step.handles)):
-            return None  # a sharded parameter may be gone when its reader needs it
+        if step is None or (_may_shard() and any(isinstance(handle, PassedHandle) for handle in step.handles)):
+            return None  # a sharded parameter may be gone when the tensor is wanted
         # Not the shape: a sequence of another length is the same operation.
         key = (index, name, *step.arguments, result.dtype)
-        return None if self._trials.get(key) is False else Recipe(self, key, result, step)
+        if self._trials.get(key) is False:
+            return None
+        recipe = Recipe(self, key, result, step)
+        return recipe if recipe.depth <= _DEPTH_LIMIT else None
 
     def is_proven(self, key: tuple[object, ...]) -> bool:
         """Whether a trial was equal, and none was not."""
@@ -166,7 +189,7 @@ class RecipeBook:
 
     def _norm_step(self, node: object) -> _Step | None:
         x, weight, bias = handles = tuple(_handle(node, name) for name in ("input", "weight", "bias"))
-        known = self._norms.get(weight.tensor.data_ptr()) if isinstance(weight, PassedHandle) else None
+        known = self._norms.get(_address(weight.tensor)) if isinstance(weight, PassedHandle) else None
         if x is None or known is None or known[1] is not (bias is not None):
             return None
         return _Step(handles, _layer_norm, (tuple(node._saved_normalized_shape), known[0]))
@@ -185,12 +208,31 @@ def _handle(node: object, name: str) -> MovedHandle | PassedHandle | None:
     return found if isinstance(found, (MovedHandle, PassedHandle)) else None
 
 
-def _is_sharded(model: torch.nn.Module) -> bool:
-    if "torch.distributed.fsdp" not in sys.modules:
-        return False
-    from torch.distributed.fsdp import FSDPModule
+def _may_shard() -> bool:
+    """Whether somebody may empty parameters between their uses (FSDP of either kind, ZeRO)."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+def _address(parameter: torch.Tensor) -> int:
+    return _tensor.address_of(_tensor.storage_of(parameter))
+
+
+def _passed_shape(handle: object) -> torch.Size | None:
+    return handle.tensor.shape if isinstance(handle, PassedHandle) else None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The operation on as many threads as when it ran first."""
+    found = torch.get_num_threads()
+    if found == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(found)
 
 
 def _sample(result: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ class SavedSpan:
 
     __slots__ = (
         *("__weakref__", "begin_bytes", "block", "bytes", "index", "is_kept", "is_prefetched", "landing"),
-        *("loaded", "mover", "recipe", "record", "restored", "source", "unread_count"),
+        *("loaded", "mover", "recipe", "record", "restored", "source", "stream", "unread_count"),
     )
 
     def __init__(self, mover: Mover, storage: torch.UntypedStorage, begin_bytes: int, bytes_: int) -> None:
@@ -39,6 +39,7 @@ class SavedSpan:
         self.landing: Landing | None = None  # a swap-in under way, or done and not yet taken
         self.is_prefetched = False
         self.restored: weakref.ref | None = None
+        self.stream = 0  # on which a dropped span's bytes were last made again
         self.loaded: torch.UntypedStorage | None = None  # held while other handles still want it
         self.unread_count = 0
         self.index = -1
@@ -85,12 +86,19 @@ class MovedHandle:
         span.unread_count += 1
 
     def reader(self) -> MovedHandle:
-        """Another handle on the same tensor, with a read of its own."""
+        """Another handle on the same tensor, for `peek`: nobody waits for its read."""
         other = MovedHandle.__new__(MovedHandle)
         other.span, other.layout, other.anchor, other.version = self.span, self.layout, self.anchor, self.version
-        other.is_read = False
-        self.span.unread_count += 1
+        other.is_read = True
         return other
+
+    def peek(self) -> torch.Tensor:
+        """The tensor, while its bytes stay for the handles that have yet to read them."""
+        self.span.unread_count += 1
+        try:
+            return self.unpack()
+        finally:
+            self.span.one_read()
 
     def unpack(self) -> torch.Tensor:
         check_version(self.anchor, self.version, self.layout.size)
@@ -126,6 +134,9 @@ class PassedHandle:
     def reader(self) -> PassedHandle:
         """Another handle on the same tensor: itself, since reading takes nothing away."""
         return self
+
+    def peek(self) -> torch.Tensor:
+        return self.unpack()
 
     def unpack(self) -> torch.Tensor:
         if self.version != -1 and self.tensor._version != self.version:

@@ -80,7 +80,7 @@ def test_without_a_budget_whatever_is_cheap_is_made_again_and_the_rest_kept():
 
 
 def test_within_a_budget_what_is_cheap_waits_until_kept_bytes_are_gone():
-    policy = make_policy("auto", "cpu", KeepLimit(32 * MIB))
+    policy = make_policy("auto", "cpu", KeepLimit(64 * MIB, buffer_bytes=32 * MIB))
     policy.learn([8 * MIB] * 8)
     late, early = cheap(6, 8 * MIB, 16 * MIB), cheap(1, 8 * MIB, 16 * MIB)
     assert policy(late) is KEEP

@@ -234,6 +234,106 @@ def test_auto_moves_what_is_too_small_to_make_again(tmp_path):
     assert steps(model)[1] == [0, 0, 0]
 
 
+def test_a_parametrised_weight_is_not_computed_once_more(tmp_path):
+    """Spectral norm changes its buffers whenever the weight is read in training."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(64, 64)), nn.GELU(), nn.Linear(64, 64))
+    model = offloaded(copy.deepcopy(plain), tmp_path, "auto")
+    assert_same(steps(model)[0], plain_steps(plain))
+
+
+class Branching(nn.Module):
+    """Each activation is read by its layer and by a branch that no loss may ever reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+        self.branch = nn.Linear(64, 64)
+
+    def forward(self, x):
+        aside = []
+        for layer in self.layers:
+            y = F.gelu(layer(x))
+            aside.append(self.branch(y))
+            x = x + y
+        return x, aside
+
+
+def test_inputs_do_not_wait_for_a_branch_that_is_never_read(tmp_path):
+    model = offloaded(Branching(), tmp_path, DROPPED, device_budget="3MiB")
+    x = torch.randn(2048, 64, requires_grad=True)
+    for _ in range(3):
+        out, aside = model(x)
+        out.sum().backward()
+        assert len(aside) == 6
+    del out, aside
+    assert_idle(model)
+
+
+class Repeated(nn.Module):
+    """A long chain of products."""
+
+    def __init__(self, count=300) -> None:
+        super().__init__()
+        self.count = count
+        self.weight = nn.Parameter(torch.full((64,), 1.001))
+
+    def forward(self, x):
+        for _ in range(self.count):
+            x = x * self.weight
+        return x
+
+
+def test_a_long_chain_is_broken_by_tensors_that_move(tmp_path, caplog):
+    caplog.set_level("DEBUG", "memsys")
+    model = offloaded(Repeated(), tmp_path, DROPPED)
+    results, made = steps(model)
+    assert_same(results, plain_steps(Repeated()))
+    assert made[1] > 0
+    assert "could not try" not in caplog.text  # for the depth of the recursion
+
+
+def swapped(x):
+    y = F.gelu(x)
+    view = y.view(-1, 192)
+    y.data = torch.zeros(8, 8)
+    return view
+
+
+def test_a_view_whose_base_has_other_bytes_now_moves(tmp_path):
+    model = offloaded(Around(swapped), tmp_path, DROPPED)
+    results, made = steps(model)
+    assert_same(results, plain_steps(Around(swapped)))
+    assert made == [0, 0, 0]
+
+
+@pytest.mark.parametrize("operation", [F.mish, F.gelu, F.silu], ids=["mish", "gelu", "silu"])
+def test_backward_on_fewer_threads_gives_the_same_bits(operation, tmp_path):
+    """The tails of what each thread takes are computed by other instructions."""
+
+    def run(model):
+        results = []
+        for _ in range(2):
+            model.zero_grad()
+            torch.set_num_threads(2)
+            loss = model(torch.randn(333, 64, generator=torch.Generator().manual_seed(3))).sum()
+            torch.set_num_threads(1)
+            loss.backward()
+            results += gradients(model)
+        return results
+
+    count = torch.get_num_threads()
+    try:
+        plain = Around(operation, width=1001)
+        model = offloaded(copy.deepcopy(plain), tmp_path, DROPPED)
+        assert_same(run(model), run(plain))
+        assert memsys.stats(model).remade_bytes > 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(count)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_on_an_accelerator_whose_edges_are_checked(seed):
     runtime = _C.Runtime(_C.DeviceKind.simulated, seed=seed, io=_C.IoEngineChoice.threads)

@@ -87,7 +87,7 @@ class Recipe:
         self._readers = tuple(handle if handle is None else handle.reader() for handle in step.handles)
         self._layout = _tensor.layout_of(result, 0)
         self._shapes = tuple(_passed_shape(handle) for handle in step.handles)
-        self._thread_count = torch.get_num_threads()
+        self._thread_count = torch.get_num_threads() if result.device.type == "cpu" else None
         spans = [reader.span for reader in self._readers if isinstance(reader, MovedHandle)]
         recipes = [span.recipe for span in spans]  # read once: another thread may be proving one
         self.depth = 1 + max((recipe.depth for recipe in recipes if recipe is not None), default=0)
@@ -222,10 +222,10 @@ def _passed_shape(handle: object) -> torch.Size | None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The operation on as many threads as when it ran first."""
+def _threads(count: int | None) -> Iterator[None]:
+    """The operation on as many threads as when it ran first; None where threads of the CPU don't matter."""
     found = torch.get_num_threads()
-    if found == count:
+    if count is None or found == count:
         yield
         return
     torch.set_num_threads(count)

@@ -33,6 +33,7 @@ logger = logging.getLogger("memsys")
 DEFAULT_WINDOW_BYTES = 24 << 20
 DEVICE_WINDOW_BYTES = 512 << 20
 _WAIT_US = 50_000
+_PATIENCE = 4  # waits before a budget error: memory comes back a moment after the transfer that used it has ended
 _Started = TypeVar("_Started")
 
 
@@ -58,6 +59,7 @@ class Mover:
         self._departures_lock = threading.Lock()
         self._held_bytes = 0  # sources that have not left
         self._window_used_bytes = 0  # prefetched and not yet taken
+        self._prefetched: weakref.WeakSet[SavedSpan] = weakref.WeakSet()
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
         default_bytes = DEFAULT_WINDOW_BYTES if self.is_direct else DEVICE_WINDOW_BYTES
@@ -66,9 +68,12 @@ class Mover:
     # Out -----------------------------------------------------------------------------------------------------------
 
     def keep(self, span: SavedSpan) -> bool:
-        """Leaves the span on the device, if the device budget has room."""
-        if not self.store.device_budget.try_reserve(span.bytes):
-            return False
+        """Leaves the span on the device, if the device budget has room, be it when what is leaving has left."""
+        self._trim_for(span.bytes)  # the room of restored tensors that are gone
+        while not self.store.device_budget.try_reserve(span.bytes):
+            if self.store.device_budget.left_bytes + self._held_bytes < span.bytes:
+                return False
+            self._wait_for_transfer()
         span.is_kept = True
         self.stats.kept_bytes += span.bytes
         return True
@@ -199,6 +204,7 @@ class Mover:
             return False
         span.is_prefetched = True
         self._window_used_bytes += span.bytes
+        self._prefetched.add(span)
         return True
 
     def fetch(self, span: SavedSpan) -> torch.UntypedStorage:
@@ -224,11 +230,13 @@ class Mover:
     def remake(self, span: SavedSpan) -> torch.UntypedStorage:
         """The bytes of a span that was dropped, made again; counted in the device budget while they live."""
         storage, stream = span.alive(), self.backend.current_stream()
-        if storage is not None and span.stream == stream:
+        if storage is not None and span.stream == stream:  # another stream has no edge to what this one wrote
+            self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
             return storage
         if self._trimmer is not None:
             self._trimmer.check()
         storage = self._on_demand(lambda: self._allocate(span.bytes))
+        self.backend.note_use(_tensor.address_of(storage), span.bytes, True)
         span.recipe.make(storage)
         span.restored, span.stream = weakref.ref(storage), stream
         span.loaded = storage if span.unread_count > 1 else None
@@ -256,6 +264,7 @@ class Mover:
     def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
         if span.is_prefetched:
             span.is_prefetched = False
+            self._prefetched.discard(span)
             self._window_used_bytes -= span.bytes
         if self.backend.owns_targets:
             storage = landing.target
@@ -287,14 +296,28 @@ class Mover:
 
     def _on_demand(self, start: Callable[[], _Started]) -> _Started:
         """Waits for room where prefetching would have given up."""
+        patience = _PATIENCE
         while True:
             try:
                 return start()
             except BudgetError:
                 self.store.trim()
-                if self.store.in_flight_bytes == 0:
-                    return start()
-                self._wait_for_transfer()
+                if self.store.in_flight_bytes > 0:
+                    self._wait_for_transfer()
+                elif not self._give_up_prefetched():
+                    if patience == 0:
+                        raise
+                    patience -= 1
+                    self.store.wait_ended(self.store.ended_count, _WAIT_US)
+
+    def _give_up_prefetched(self) -> bool:
+        """Drops what was brought back ahead of its time: it has a copy below, and what is wanted now needs the room."""
+        spans = [span for span in list(self._prefetched) if span.is_prefetched]
+        self._prefetched.clear()
+        for span in spans:
+            span.is_prefetched, span.landing = False, None
+            self._window_used_bytes -= span.bytes
+        return bool(spans)
 
     # End -----------------------------------------------------------------------------------------------------------
 

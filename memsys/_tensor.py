@@ -120,13 +120,6 @@ def whole_result(tensor: torch.Tensor) -> torch.Tensor | None:
     return result if torch._debug_has_internal_overlap(result) == 0 else None
 
 
-def note_stream(tensors: list[torch.Tensor | None]) -> None:
-    """Keeps the memory of CUDA tensors from reuse until what the current stream does with them has ended."""
-    for tensor in tensors:
-        if tensor is not None and tensor.is_cuda:
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
 def is_backed(tensor: torch.Tensor) -> bool:
     """Whether the tensor's storage holds all its elements: a sharded parameter's is emptied between uses."""
     return span_of(tensor)[1] <= tensor.untyped_storage().nbytes()

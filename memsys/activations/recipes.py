@@ -130,11 +130,10 @@ class Recipe:
         if not all(tensor is None or _tensor.is_backed(tensor) for tensor in tensors):
             return None
         out = _tensor.restore(target, self._layout)
-        # What the operation read had been cast by autocast before it was saved; and where threads divide the work,
-        # the last bits of some operations depend on it.
+        # What the operation read had been cast by autocast before it was saved (on CUDA it would cast what a norm
+        # reads once more); and where threads divide the work, the last bits of some operations depend on it.
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False), _threads(self._thread_count):
             self._call(*tensors, *self._arguments, out=out)
-        _tensor.note_stream(tensors)
         return out
 
 
@@ -170,8 +169,8 @@ class RecipeBook:
         if result is None or _tensor.storage_of(result) is not _tensor.storage_of(tensor):
             return None
         step = self._norm_step(result.grad_fn) if name == _NORM else _step(result.grad_fn, _OPERATIONS[name])
-        if step is None or (_may_shard() and any(isinstance(handle, PassedHandle) for handle in step.handles)):
-            return None  # a sharded parameter may be gone when the tensor is wanted
+        if step is None or not all(_will_last(handle, result.device.type) for handle in step.handles):
+            return None
         # Not the shape: a sequence of another length is the same operation.
         key = (index, name, *step.arguments, result.dtype)
         if self._trials.get(key) is False:
@@ -208,9 +207,17 @@ def _handle(node: object, name: str) -> MovedHandle | PassedHandle | None:
     return found if isinstance(found, (MovedHandle, PassedHandle)) else None
 
 
-def _may_shard() -> bool:
-    """Whether somebody may empty parameters between their uses (FSDP of either kind, ZeRO)."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _will_last(handle: MovedHandle | PassedHandle | None, device_type: str) -> bool:
+    """Whether the tensor behind a handle can be read whenever the result is wanted, on whatever stream that is.
+
+    memsys brings back what it moved for the stream that asks. Of what was passed: FSDP and ZeRO empty parameters
+    between their uses; and on an accelerator anything but a leaf goes back to the allocator of its own stream.
+    """
+    if not isinstance(handle, PassedHandle):
+        return True
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False
+    return device_type == "cpu" or handle.tensor.requires_grad
 
 
 def _address(parameter: torch.Tensor) -> int:

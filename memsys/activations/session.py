@@ -29,9 +29,9 @@ from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
-from memsys.activations.runtimes import runtime_for
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
+from memsys.runtimes import runtime_for
 
 logger = logging.getLogger("memsys")
 

@@ -18,8 +18,7 @@ needs_memsys()
 from gradients import TIERS, assert_idle, assert_same, offloaded, small_input, small_model, step  # noqa: E402
 
 import memsys  # noqa: E402
-from memsys import _C  # noqa: E402
-from memsys.activations import runtimes  # noqa: E402
+from memsys import _C, runtimes  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["device_budget", "host_budget", "disk_budget"])

@@ -32,8 +32,11 @@ from gradients import (  # noqa: E402
 )
 
 import memsys  # noqa: E402
-from memsys import _C, _tensor  # noqa: E402
-from memsys.activations import runtimes  # noqa: E402
+from memsys import (  # noqa: E402
+    _C,
+    _tensor,
+    runtimes,
+)
 from memsys.activations.offload import session_of  # noqa: E402
 from memsys.activations.recipes import RecipeBook  # noqa: E402
 

@@ -18,7 +18,7 @@ from memsys.activations.heap import resident_bytes  # noqa: E402
 from memsys.activations.mover import Mover  # noqa: E402
 from memsys.activations.offload import session_of  # noqa: E402
 from memsys.activations.parking import ParkingLot  # noqa: E402
-from memsys.activations.runtimes import override_runtime  # noqa: E402
+from memsys.runtimes import override_runtime  # noqa: E402
 
 COUNT = 1 << 20
 

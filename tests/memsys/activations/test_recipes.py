@@ -24,8 +24,8 @@ from gradients import (  # noqa: E402
 )
 
 import memsys  # noqa: E402
-from memsys import _C, _tensor  # noqa: E402
-from memsys.activations import mover, policy, recipes, runtimes  # noqa: E402
+from memsys import _C, _tensor, runtimes  # noqa: E402
+from memsys.activations import mover, policy, recipes  # noqa: E402
 from memsys.activations.span import PassedHandle  # noqa: E402
 
 

@@ -14,7 +14,7 @@ needs_memsys()
 import memsys  # noqa: E402
 from memsys import _C, _tensor  # noqa: E402
 from memsys.activations.mover import Mover  # noqa: E402
-from memsys.activations.runtimes import override_runtime  # noqa: E402
+from memsys.runtimes import override_runtime  # noqa: E402
 
 SEEDS = range(40)
 LAYERS = 6

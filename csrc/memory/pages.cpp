@@ -32,7 +32,7 @@ int64_t page_bytes() {
   return bytes;
 }
 
-void* map_pages(int64_t bytes, Tier tier) {
+void* map_pages(int64_t bytes, Tier tier, ForkView fork) {
   MEMSYS_EXPECT(
       bytes > 0, InputError,
       std::string(tier_name(tier)) + " memory: asked for " + std::to_string(bytes) + " bytes; ask for at least one");
@@ -52,7 +52,7 @@ void* map_pages(int64_t bytes, Tier tier) {
     madvise(begin, static_cast<size_t>(kept_bytes), MADV_HUGEPAGE);  // advice: a kernel without it is right too
   }
   madvise(begin, static_cast<size_t>(kept_bytes), MADV_DONTDUMP);
-  madvise(begin, static_cast<size_t>(kept_bytes), MADV_WIPEONFORK);
+  if (fork == ForkView::zeros) madvise(begin, static_cast<size_t>(kept_bytes), MADV_WIPEONFORK);
   return begin;
 }
 

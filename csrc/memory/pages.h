@@ -7,13 +7,15 @@
 
 namespace memsys {
 
+// What a forked child finds in the pages. zeros: it owns pages of its own once it touches them; a copy-on-write mapping
+// would double in memory as the parent goes on writing (at once, if pinned), and one hidden from the child would crash
+// it. copy: copy-on-write, for what users hold (a table of features, its rows) and a forked worker may read.
+enum class ForkView { zeros, copy };
+
 // Private zero pages. Kept out of core dumps. From 2 MiB on, aligned to 2 MiB and advised to be huge pages: the first
 // touch, which would otherwise fault every 4 KiB, is then about three times as fast.
-// A forked child finds zeros here, and owns pages of its own once it touches them: a plain copy-on-write mapping
-// would double in memory as the parent goes on writing (at once, if pinned), and one hidden from the child would
-// crash it. So what forked workers shall read (a table of features) must live in other memory.
 // Throws BudgetError, which names `tier`.
-void* map_pages(int64_t bytes, Tier tier);
+void* map_pages(int64_t bytes, Tier tier, ForkView fork = ForkView::zeros);
 void unmap_pages(void* pointer, int64_t bytes) noexcept;
 
 // Gives every page of [pointer, pointer + bytes) its memory now. Throws BudgetError where there is none left.

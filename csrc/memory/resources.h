@@ -6,11 +6,12 @@
 
 #include "device/device.h"
 #include "memory/memory_resource.h"
+#include "memory/pages.h"
 
 namespace memsys {
 
-// Anonymous mappings, page-aligned, kept out of core dumps; a forked child finds zeros in them (see pages.h).
-std::shared_ptr<MemoryResource> make_mmap_resource();
+// Anonymous mappings, page-aligned, kept out of core dumps; what a forked child finds in them, pages.h says.
+std::shared_ptr<MemoryResource> make_mmap_resource(ForkView fork = ForkView::zeros);
 // The same, with every page touched at allocation, so that no page fault is left for the lanes, and registered with
 // the device (pinned). On a device that needs no pinning it is plain touched memory of tier pageable. The pages are
 // touched in parallel on `touch_thread_count` queues of the executor, or on the calling thread where there is none.

@@ -11,13 +11,19 @@ from memsys.errors import (
     BudgetError,
     CorruptionError,
     DeviceError,
+    DtypeError,
     InPlaceError,
     InputError,
     MemsysError,
     OrderError,
+    RangeError,
     SpillError,
     UnsupportedError,
 )
+from memsys.features.gradient import gather
+from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
+from memsys.features.table import HostTable
+from memsys.features.work import GatherWork, prefetch
 
 __all__ = [
     "FILE",
@@ -29,19 +35,28 @@ __all__ = [
     "CorruptionError",
     "Decision",
     "DeviceError",
+    "DtypeError",
+    "GatherWork",
+    "HostTable",
     "InPlaceError",
     "InputError",
     "MemsysError",
     "OffloadStats",
     "OrderError",
+    "RangeError",
+    "RowAdagrad",
+    "RowAdam",
+    "RowSGD",
     "SavedTensor",
     "SpillError",
     "UnsupportedError",
     "VerifyReport",
     "checkpoint",
     "checkpoint_contexts",
+    "gather",
     "offload",
     "offload_activations",
+    "prefetch",
     "restore",
     "stats",
     "verify",

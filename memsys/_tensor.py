@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -77,6 +78,12 @@ def span_of(tensor: torch.Tensor) -> tuple[int, int]:
     return begin, begin + (last + 1) * item_bytes
 
 
+def extent_of(tensor: torch.Tensor) -> int:
+    """Bytes from the tensor's first to its last element."""
+    begin, end = span_of(tensor)
+    return end - begin
+
+
 def layout_of(tensor: torch.Tensor, begin_bytes: int) -> Layout:
     """The layout relative to byte `begin_bytes` of the storage, which is a multiple of the element size."""
     offset = tensor.storage_offset() - begin_bytes // tensor.element_size()
@@ -90,6 +97,20 @@ def restore(storage: torch.UntypedStorage, layout: Layout) -> torch.Tensor:
     if layout.is_conj:
         tensor = torch._conj(tensor)
     return torch._neg_view(tensor) if layout.is_neg else tensor
+
+
+def pointer_of(tensor: torch.Tensor) -> int:
+    """The address of the tensor's first element."""
+    return tensor.data_ptr()
+
+
+def tensor_over(buffer: object, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A contiguous CPU tensor over a buffer-protocol object, which it keeps alive."""
+    stride, strides = 1, []
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= max(size, 1)
+    return torch.empty(0, dtype=dtype).set_(storage_over(buffer), 0, shape, tuple(reversed(strides)))
 
 
 def storage_over(buffer: object) -> torch.UntypedStorage:
@@ -163,6 +184,21 @@ def is_sole_owner(storage: torch.UntypedStorage, reference_count: int) -> bool:
     if storage.device.type != "cpu" or not storage.resizable() or storage.is_shared():
         return False
     return not (torch.cuda.is_initialized() and storage.is_pinned())
+
+
+@functools.cache
+def thread_pool_address() -> int:
+    """The address of GOMP_parallel in the OpenMP library that torch's own loops run on; 0 where it runs on another."""
+    if "OpenMP" not in torch.__config__.parallel_info():
+        return 0
+    home = os.path.dirname(torch.__file__)
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}
+    own = sorted(path for path in paths if path.startswith((home, f"{home}.libs"))) or sorted(paths)
+    if len(own) != 1:
+        return 0  # none, or several of which torch's can't be told
+    library = ctypes.CDLL(own[0])
+    return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
 
 
 def in_backward() -> bool:
@@ -276,6 +312,16 @@ class CudaBackend:
     def note_use(self, address: int, bytes_: int, write: bool) -> None: ...
 
     def note_free(self, address: int, bytes_: int) -> None: ...
+
+
+def wait_for(event: torch.cuda.Event, device: torch.device) -> None:
+    """Later work of the device's current stream starts after the event."""
+    torch.cuda.current_stream(device).wait_event(event)
+
+
+def follow(stream: torch.cuda.Stream, device: torch.device) -> None:
+    """Later work of `stream` starts after what the device's current stream has done so far."""
+    stream.wait_stream(torch.cuda.current_stream(device))
 
 
 class SimulatedBackend:

@@ -26,6 +26,14 @@ class InputError(MemsysError, ValueError):
     """An argument makes no sense."""
 
 
+class RangeError(MemsysError, IndexError):
+    """An index points outside the table; nothing was written."""
+
+
+class DtypeError(MemsysError, TypeError):
+    """An argument is of a type, or a tensor of a dtype, that makes no sense there."""
+
+
 class DeviceError(MemsysError, RuntimeError):
     """The accelerator or its driver refused a call."""
 

@@ -1,6 +1,7 @@
 // Binds the tensor store. Addresses and streams cross as integers; restored bytes come out as a buffer.
 #include <pybind11/stl.h>
 
+#include "bindings/byte_view.h"
 #include "bindings/topics.h"
 #include "engine/runtime.h"
 #include "engine/tensor_store.h"
@@ -11,13 +12,6 @@ namespace memsys {
 namespace {
 
 using Release = py::call_guard<py::gil_scoped_release>;
-
-// Bytes in the store's memory, alive as long as any tensor over them.
-struct TargetBuffer {
-  std::shared_ptr<Buffer> owner;
-  void* data;
-  int64_t bytes;
-};
 
 std::shared_ptr<TensorStore> make_store(const std::shared_ptr<Runtime>& runtime, const std::string& spill_folder,
                                         int64_t device_budget_bytes, int64_t host_budget_bytes,
@@ -63,12 +57,9 @@ void bind_blocks(py::module_& module) {
       .def(
           "target",
           [](const Arrival& self) {
-            return TargetBuffer{self.owned_target, self.target, self.block->bytes};
+            return ByteView{self.owned_target, self.target, self.block->bytes};
           },
           "The restored bytes, in the store's own memory.");
-  py::class_<TargetBuffer>(module, "TargetBuffer", py::buffer_protocol()).def_buffer([](const TargetBuffer& self) {
-    return py::buffer_info(self.data, 1, py::format_descriptor<unsigned char>::format(), 1, {self.bytes}, {1});
-  });
   py::class_<ByteBudget, std::shared_ptr<ByteBudget>>(module, "ByteBudget")
       .def("try_reserve", &ByteBudget::try_reserve, py::arg("bytes"))
       .def("release", &ByteBudget::release, py::arg("bytes"))
@@ -130,7 +121,7 @@ void bind_store(py::module_& module) {
           "allocate_target",
           [](TensorStore& self, int64_t bytes) {
             const auto owner = self.allocate_target(bytes);
-            return TargetBuffer{owner, owner->data(), bytes};
+            return ByteView{owner, owner->data(), bytes};
           },
           Release(), py::arg("bytes"), "Room beside restored bytes, for bytes that are made again.")
       .def("check_invariants",

@@ -94,7 +94,8 @@ class CudaDevice final : public Device {
 
   void register_host(void* pointer, int64_t bytes) override {
     const DeviceGuard guard(index_);
-    const cudaError_t code = cudaHostRegister(pointer, count_of(bytes), cudaHostRegisterPortable);
+    const cudaError_t code =
+        cudaHostRegister(pointer, count_of(bytes), cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (code == cudaErrorMemoryAllocation) {
       clear_cuda_error();
       throw BudgetError("the driver refused to pin " + format_bytes(bytes) +

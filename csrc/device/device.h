@@ -53,7 +53,8 @@ class Device {
   // Device memory, ordered on `stream`: a block freed on a stream is reused by later work of that stream.
   virtual void* allocate(int64_t bytes, StreamView stream) = 0;
   virtual void free(void* pointer, int64_t bytes, StreamView stream) noexcept = 0;
-  // Lets copies from and to ordinary host memory run asynchronously. `pointer` is page-aligned.
+  // Lets copies from and to ordinary host memory run asynchronously, and kernels read it at its own address.
+  // `pointer` is page-aligned.
   virtual void register_host(void* pointer, int64_t bytes) = 0;
   virtual void unregister_host(void* pointer) noexcept = 0;
 

@@ -1,0 +1,85 @@
+"""Gathers under way beside the computation: one at a time, and a stream of batches a few ahead."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from memsys.errors import InputError
+from memsys.features.index import Index
+
+if TYPE_CHECKING:
+    from memsys.features.device_road import DeviceWork
+    from memsys.features.table import HostTable
+
+# One thread for all: the gathers it runs are wide enough to fill a link, and more would take cores from the training.
+_executor: ThreadPoolExecutor | None = None
+
+
+class GatherWork:
+    """A gather under way. It holds index and output, so it may be dropped at any time."""
+
+    def __init__(self, future: Future[torch.Tensor]) -> None:
+        self._future = future
+
+    def is_done(self) -> bool:
+        """Whether wait() would return at once."""
+        return self._future.done()
+
+    def wait(self) -> torch.Tensor:
+        """The rows; raises what gather raises."""
+        return self._future.result()
+
+
+def start(table: HostTable, index: Index, out: torch.Tensor | None = None) -> GatherWork:
+    """table.gather(index, out) beside the caller, on one thread. Nobody changes index or out before wait()."""
+    return GatherWork(_pool().submit(table._gather_alone, index, out))
+
+
+def prefetch(table: HostTable, batches: Iterable[Index], depth: int = 2) -> Iterator[torch.Tensor]:
+    """The rows of each batch of indices, in order, gathered up to `depth` batches ahead of the reader.
+
+    Outputs come from the table's pool: a batch's memory is used again once its rows are dropped. May be left half-way.
+    """
+    if depth < 1:
+        raise InputError(f"depth: wanted at least 1 batch ahead, found {depth!r}; try 2")
+    return _prefetched(table, batches, depth)
+
+
+def _prefetched(table: HostTable, batches: Iterable[Index], depth: int) -> Iterator[torch.Tensor]:
+    under_way: deque[GatherWork | DeviceWork] = deque()
+    failure = None
+    indices = iter(batches)
+    while failure is None:
+        try:
+            under_way.append(table.gather_async(next(indices)))
+        except StopIteration:
+            break
+        except Exception as error:  # told once the batches before it have been read
+            failure = error
+        if len(under_way) > depth:
+            yield under_way.popleft().wait()
+    while under_way:
+        yield under_way.popleft().wait()
+    if failure is not None:
+        raise failure
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(1, thread_name_prefix="memsys-gather")
+    return _executor
+
+
+def _forget_in_child() -> None:
+    global _executor
+    _executor = None  # whose thread stayed in the parent
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -22,7 +22,7 @@ constexpr int64_t kPieceIndices = 16 * 1024;
 constexpr int64_t kParallelBytes = 512 * kKiB;
 constexpr int64_t kParallelIndices = 64 * 1024;
 // Output that no cache holds until its reader comes: written past the caches.
-constexpr int64_t kStreamingBytes = 8 * kMiB;
+constexpr int64_t kStreamingBytes = 32 * kMiB;
 constexpr int64_t kRegionBytes = 2 * kMiB;
 
 StorePath choose_path(const RowCopy& copy, int64_t count) {

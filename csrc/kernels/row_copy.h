@@ -10,8 +10,8 @@
 
 namespace memsys {
 
-// How rows are written. `streaming` goes past the caches by whole lines, gathered up in a small block first where rows
-// end inside a line: it saves reading the target's lines before they are written, a third of all traffic.
+// How rows are written. `streaming` goes past the caches, where rows of the output are whole lines and the backend can:
+// it saves reading the target's lines before they are written, a third of all traffic.
 enum class StorePath { cached, streaming };
 
 // Borrows everything. gather() takes indices from -row_count to row_count - 1 alone: the caller has checked them.

@@ -19,45 +19,44 @@ constexpr int64_t kVectorBytes = 32;
 MEMSYS_ISA MEMSYS_INLINE __m256i load(const char* source) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
 }
+template <StorePath path>
 MEMSYS_ISA MEMSYS_INLINE void store(char* target, __m256i vector) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), vector);
+  if constexpr (path == StorePath::streaming) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(target), vector);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), vector);
+  }
 }
 
 struct Registers {
-  static constexpr bool can_stream = true;
   int64_t row_bytes;
 
-  MEMSYS_ISA MEMSYS_INLINE void copy(char* target, const char* source) const { copy_bytes(target, source, row_bytes); }
-  MEMSYS_ISA MEMSYS_INLINE void copy_bytes(char* target, const char* source, int64_t bytes) const {
-    if (bytes < kVectorBytes) {
-      std::memcpy(target, source, static_cast<size_t>(bytes));
+  template <StorePath path>
+  MEMSYS_ISA MEMSYS_INLINE void copy(char* target, const char* source) const {
+    if (row_bytes < kVectorBytes) {
+      std::memcpy(target, source, static_cast<size_t>(row_bytes));
       return;
     }
     int64_t at = 0;
-    for (; at + 4 * kVectorBytes <= bytes; at += 4 * kVectorBytes) {
+    for (; at + 4 * kVectorBytes <= row_bytes; at += 4 * kVectorBytes) {
       const __m256i first = load(source + at), second = load(source + at + kVectorBytes);
       const __m256i third = load(source + at + 2 * kVectorBytes), fourth = load(source + at + 3 * kVectorBytes);
-      store(target + at, first);
-      store(target + at + kVectorBytes, second);
-      store(target + at + 2 * kVectorBytes, third);
-      store(target + at + 3 * kVectorBytes, fourth);
+      store<path>(target + at, first);
+      store<path>(target + at + kVectorBytes, second);
+      store<path>(target + at + 2 * kVectorBytes, third);
+      store<path>(target + at + 3 * kVectorBytes, fourth);
     }
-    for (; at + kVectorBytes <= bytes; at += kVectorBytes) store(target + at, load(source + at));
-    if (at < bytes) store(target + bytes - kVectorBytes, load(source + bytes - kVectorBytes));
-  }
-  MEMSYS_ISA MEMSYS_INLINE void copy_line(char* target, const char* source) const {
-    const __m256i first = load(source), second = load(source + kVectorBytes);
-    store(target, first);
-    store(target + kVectorBytes, second);
-  }
-  MEMSYS_ISA MEMSYS_INLINE void stream_lines(char* target, const char* source, int64_t bytes) const {
-    for (int64_t at = 0; at < bytes; at += kVectorBytes)
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(target + at), load(source + at));
+    for (; at + kVectorBytes <= row_bytes; at += kVectorBytes) store<path>(target + at, load(source + at));
+    const int64_t last = row_bytes - kVectorBytes;
+    if (at < row_bytes) store<StorePath::cached>(target + last, load(source + last));
   }
 };
 
 MEMSYS_ISA void gather(const RowCopy& copy, int64_t begin, int64_t end) {
-  gather_rows(copy, begin, end, Registers{copy.row_bytes});
+  const Registers registers{copy.row_bytes};
+  if (copy.store_path == StorePath::cached || !is_line_aligned(copy))
+    return gather_rows<StorePath::cached>(copy, begin, end, registers);
+  gather_rows<StorePath::streaming>(copy, begin, end, registers);
   _mm_sfence();  // streamed bytes are seen by others only after it
 }
 

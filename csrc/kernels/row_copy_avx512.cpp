@@ -16,28 +16,35 @@ constexpr int64_t kVectorBytes = 64;
 // The low `bytes` of a register's bytes; fewer than all of them.
 __mmask64 mask_of(int64_t bytes) { return (__mmask64{1} << bytes) - 1; }
 
+template <StorePath path>
+MEMSYS_ISA MEMSYS_INLINE void store(char* target, __m512i vector) {
+  if constexpr (path == StorePath::streaming) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), vector);
+  } else {
+    _mm512_storeu_si512(target, vector);
+  }
+}
+
 struct Registers {
-  static constexpr bool can_stream = true;
   int64_t row_bytes;
   int64_t whole_bytes;  // of a row's whole registers
   __mmask64 tail;
 
+  template <StorePath path>
   MEMSYS_ISA MEMSYS_INLINE void copy(char* target, const char* source) const {
     if (row_bytes <= 32) return copy_narrow(target, source);
-    const int64_t at = copy_whole(target, source, whole_bytes);
+    int64_t at = 0;
+    for (; at + 4 * kVectorBytes <= whole_bytes; at += 4 * kVectorBytes) {
+      const __m512i first = _mm512_loadu_si512(source + at), second = _mm512_loadu_si512(source + at + kVectorBytes);
+      const __m512i third = _mm512_loadu_si512(source + at + 2 * kVectorBytes);
+      const __m512i fourth = _mm512_loadu_si512(source + at + 3 * kVectorBytes);
+      store<path>(target + at, first);
+      store<path>(target + at + kVectorBytes, second);
+      store<path>(target + at + 2 * kVectorBytes, third);
+      store<path>(target + at + 3 * kVectorBytes, fourth);
+    }
+    for (; at < whole_bytes; at += kVectorBytes) store<path>(target + at, _mm512_loadu_si512(source + at));
     if (tail != 0) _mm512_mask_storeu_epi8(target + at, tail, _mm512_maskz_loadu_epi8(tail, source + at));
-  }
-  MEMSYS_ISA MEMSYS_INLINE void copy_bytes(char* target, const char* source, int64_t bytes) const {
-    const int64_t at = copy_whole(target, source, bytes / kVectorBytes * kVectorBytes);
-    const __mmask64 rest = mask_of(bytes % kVectorBytes);
-    if (rest != 0) _mm512_mask_storeu_epi8(target + at, rest, _mm512_maskz_loadu_epi8(rest, source + at));
-  }
-  MEMSYS_ISA MEMSYS_INLINE void copy_line(char* target, const char* source) const {
-    _mm512_store_si512(target, _mm512_load_si512(source));
-  }
-  MEMSYS_ISA MEMSYS_INLINE void stream_lines(char* target, const char* source, int64_t bytes) const {
-    for (int64_t at = 0; at < bytes; at += kVectorBytes)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(target + at), _mm512_load_si512(source + at));
   }
 
  private:
@@ -51,25 +58,14 @@ struct Registers {
       _mm256_mask_storeu_epi8(target, mask, _mm256_maskz_loadu_epi8(mask, source));
     }
   }
-  MEMSYS_ISA MEMSYS_INLINE int64_t copy_whole(char* target, const char* source, int64_t bytes) const {
-    int64_t at = 0;
-    for (; at + 4 * kVectorBytes <= bytes; at += 4 * kVectorBytes) {
-      const __m512i first = _mm512_loadu_si512(source + at), second = _mm512_loadu_si512(source + at + kVectorBytes);
-      const __m512i third = _mm512_loadu_si512(source + at + 2 * kVectorBytes);
-      const __m512i fourth = _mm512_loadu_si512(source + at + 3 * kVectorBytes);
-      _mm512_storeu_si512(target + at, first);
-      _mm512_storeu_si512(target + at + kVectorBytes, second);
-      _mm512_storeu_si512(target + at + 2 * kVectorBytes, third);
-      _mm512_storeu_si512(target + at + 3 * kVectorBytes, fourth);
-    }
-    for (; at < bytes; at += kVectorBytes) _mm512_storeu_si512(target + at, _mm512_loadu_si512(source + at));
-    return at;
-  }
 };
 
 MEMSYS_ISA void gather(const RowCopy& copy, int64_t begin, int64_t end) {
   const int64_t whole_bytes = copy.row_bytes / kVectorBytes * kVectorBytes;
-  gather_rows(copy, begin, end, Registers{copy.row_bytes, whole_bytes, mask_of(copy.row_bytes - whole_bytes)});
+  const Registers registers{copy.row_bytes, whole_bytes, mask_of(copy.row_bytes - whole_bytes)};
+  if (copy.store_path == StorePath::cached || !is_line_aligned(copy))
+    return gather_rows<StorePath::cached>(copy, begin, end, registers);
+  gather_rows<StorePath::streaming>(copy, begin, end, registers);
   _mm_sfence();  // streamed bytes are seen by others only after it
 }
 

@@ -2,8 +2,7 @@
 // this is compiled) and then includes it: all that is here lives in that file alone, so that no instruction of one
 // backend leaks into another.
 //
-// A backend's Registers class says how bytes move: `copy(target, source)` copies one row, `copy_bytes(target, source,
-// bytes)` any number of bytes, and `stream_lines(target, source, bytes)` whole aligned lines, past the caches.
+// A backend's Registers class says how one row moves: `copy<store_path>(target, source)`.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +21,6 @@ constexpr int64_t kAheadBytes = 2048;
 constexpr int64_t kMaxAheadRows = 16;
 constexpr int64_t kMinAheadRows = 2;
 constexpr int64_t kRowAheadBytes = 256;
-// Rows on their way out past the caches; small enough to stay in the first one.
-constexpr int64_t kBlockBytes = 4096;
 
 inline int64_t ahead_rows(int64_t row_bytes) {
   const int64_t rows = kAheadBytes / (row_bytes > 0 ? row_bytes : 1);
@@ -55,88 +52,25 @@ MEMSYS_ISA MEMSYS_INLINE void visit(const RowCopy& copy, int64_t begin, int64_t 
   }
 }
 
-// A window on the output: bytes are appended in order and leave as whole lines. The block lies in its lines as the
-// output does; the first and the last line may be shared with other threads, so only our bytes of them are written.
-template <class Registers>
-class LineWriter {
- public:
-  MEMSYS_ISA explicit LineWriter(char* target, const Registers& registers) : registers_(registers) {
-    head_bytes_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(target) % kLineBytes);
-    target_ = target - head_bytes_;
-    filled_bytes_ = head_bytes_;
-  }
-
-  // One row of at most a block, or a piece of a longer one.
-  MEMSYS_ISA MEMSYS_INLINE void append_row(const char* row) {
-    registers_.copy(block_ + filled_bytes_, row);
-    advance(registers_.row_bytes);
-  }
-  MEMSYS_ISA MEMSYS_INLINE void append(const char* bytes, int64_t count) {
-    registers_.copy_bytes(block_ + filled_bytes_, bytes, count);
-    advance(count);
-  }
-  MEMSYS_ISA void finish() {
-    leave(filled_bytes_ / kLineBytes * kLineBytes);
-    if (filled_bytes_ > head_bytes_)
-      registers_.copy_bytes(target_ + head_bytes_, block_ + head_bytes_, filled_bytes_ - head_bytes_);
-  }
-
- private:
-  MEMSYS_ISA MEMSYS_INLINE void advance(int64_t bytes) {
-    filled_bytes_ += bytes;
-    if (filled_bytes_ >= kBlockBytes) leave(filled_bytes_ / kLineBytes * kLineBytes);
-  }
-  // The block's first `bytes`, whole lines, go out; what is left moves to its front.
-  MEMSYS_ISA void leave(int64_t bytes) {
-    if (bytes == 0) return;
-    int64_t begin = 0;
-    if (head_bytes_ > 0) {
-      registers_.copy_bytes(target_ + head_bytes_, block_ + head_bytes_, kLineBytes - head_bytes_);
-      begin = kLineBytes;
-      head_bytes_ = 0;
-    }
-    registers_.stream_lines(target_ + begin, block_ + begin, bytes - begin);
-    registers_.copy_line(block_, block_ + bytes);
-    target_ += bytes;
-    filled_bytes_ -= bytes;
-  }
-
-  const Registers registers_;
-  char* target_;
-  int64_t head_bytes_ = 0, filled_bytes_ = 0;
-  alignas(kLineBytes) char block_[2 * kBlockBytes + 2 * kLineBytes];
-};
-
-template <class Index, class Registers>
-MEMSYS_ISA void stream_rows(const RowCopy& copy, int64_t begin, int64_t end, const Registers registers) {
-  LineWriter<Registers> writer(copy.packed + begin * copy.packed_stride_bytes, registers);
-  if (copy.row_bytes <= kBlockBytes) {
-    visit<false, Index>(copy, begin, end, [&](int64_t, const char* row) MEMSYS_ISA { writer.append_row(row); });
-  } else {
-    visit<false, Index>(copy, begin, end, [&](int64_t, const char* row) MEMSYS_ISA {
-      for (int64_t at = 0; at < copy.row_bytes; at += kBlockBytes)
-        writer.append(row + at, copy.row_bytes - at < kBlockBytes ? copy.row_bytes - at : kBlockBytes);
-    });
-  }
-  writer.finish();
-}
-
-template <class Index, class Registers>
+template <StorePath path, class Index, class Registers>
 MEMSYS_ISA void copy_rows(const RowCopy& copy, int64_t begin, int64_t end, const Registers registers) {
-  const auto take = [&](int64_t position, const char* row)
-                        MEMSYS_ISA { registers.copy(copy.packed + position * copy.packed_stride_bytes, row); };
+  const auto take = [&](int64_t position, const char* row) MEMSYS_ISA {
+    registers.template copy<path>(copy.packed + position * copy.packed_stride_bytes, row);
+  };
   copy.order == nullptr ? visit<false, Index>(copy, begin, end, take) : visit<true, Index>(copy, begin, end, take);
 }
 
-template <class Registers>
+template <StorePath path, class Registers>
 MEMSYS_ISA void gather_rows(const RowCopy& copy, int64_t begin, int64_t end, const Registers registers) {
-  const bool is_wide = copy.index_type == IndexType::int64;
-  if constexpr (Registers::can_stream) {
-    if (copy.store_path == StorePath::streaming && copy.order == nullptr && copy.packed_stride_bytes == copy.row_bytes)
-      return is_wide ? stream_rows<int64_t>(copy, begin, end, registers)
-                     : stream_rows<int32_t>(copy, begin, end, registers);
-  }
-  is_wide ? copy_rows<int64_t>(copy, begin, end, registers) : copy_rows<int32_t>(copy, begin, end, registers);
+  copy.index_type == IndexType::int64 ? copy_rows<path, int64_t>(copy, begin, end, registers)
+                                      : copy_rows<path, int32_t>(copy, begin, end, registers);
+}
+
+// Whether every row of the output is whole lines, as stores past the caches need.
+inline bool is_line_aligned(const RowCopy& copy) {
+  const auto misfit = reinterpret_cast<uintptr_t>(copy.packed) | static_cast<uintptr_t>(copy.packed_stride_bytes) |
+                      static_cast<uintptr_t>(copy.row_bytes);
+  return misfit % kLineBytes == 0;
 }
 
 template <class Index>

@@ -21,9 +21,9 @@ MEMSYS_INLINE const uint8_t* bytes_at(const char* source) { return reinterpret_c
 MEMSYS_INLINE uint8_t* bytes_at(char* target) { return reinterpret_cast<uint8_t*>(target); }
 
 struct Registers {
-  static constexpr bool can_stream = false;
   int64_t row_bytes;
 
+  template <StorePath>
   MEMSYS_INLINE void copy(char* target, const char* source) const {
     if (row_bytes < kVectorBytes) {
       std::memcpy(target, source, static_cast<size_t>(row_bytes));
@@ -40,7 +40,7 @@ struct Registers {
 };
 
 void gather(const RowCopy& copy, int64_t begin, int64_t end) {
-  gather_rows(copy, begin, end, Registers{copy.row_bytes});
+  gather_rows<StorePath::cached>(copy, begin, end, Registers{copy.row_bytes});
 }
 
 }  // namespace

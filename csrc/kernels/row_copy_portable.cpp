@@ -8,16 +8,16 @@ namespace memsys {
 namespace {
 
 struct Registers {
-  static constexpr bool can_stream = false;
   int64_t row_bytes;
 
+  template <StorePath>
   MEMSYS_INLINE void copy(char* target, const char* source) const {
     std::memcpy(target, source, static_cast<size_t>(row_bytes));
   }
 };
 
 void gather(const RowCopy& copy, int64_t begin, int64_t end) {
-  gather_rows(copy, begin, end, Registers{copy.row_bytes});
+  gather_rows<StorePath::cached>(copy, begin, end, Registers{copy.row_bytes});
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ using io_test::Block;
 namespace {
 
 // Where row_table.cpp changes its way.
-constexpr int64_t kParallelBytes = int64_t{512} << 10, kStreamingBytes = int64_t{8} << 20;
+constexpr int64_t kParallelBytes = int64_t{512} << 10, kStreamingBytes = int64_t{32} << 20;
 constexpr int64_t kParallelIndices = 64 << 10;
 constexpr int64_t kGuardBytes = 128;
 constexpr char kGuard = '\x5a';

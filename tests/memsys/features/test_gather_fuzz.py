@@ -91,7 +91,7 @@ def random_plain_index(rng: random.Random, x: torch.Tensor, many: float = MANY) 
     rows, row_bytes = len(x), x[:1].numel() * x.element_size()
     count = min(rng.choice([0, 1, 2, rng.randint(3, 40), rng.randint(41, 200)]), 2 + 60_000 // max(row_bytes, 1))
     if rng.random() < many:
-        count = (9 << 20) // max(row_bytes, 8)  # for several threads, and more than what is written through the caches
+        count = (33 << 20) // max(row_bytes, 8)  # for several threads, and more than what is written past the caches
     if rows == 0 or count == 0:
         return torch.zeros(count, dtype=torch.int64)  # in an empty table, out of range
     generator = torch.Generator().manual_seed(rng.getrandbits(40))

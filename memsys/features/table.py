@@ -139,6 +139,7 @@ class HostTable:
         index = flat_index(index)
         if index.device.type != "cpu":
             return self._device_road(index.device).gather(index, out if out is None else self._checked_out(out, index))
+        self._check_memory()
         count = index.numel()
         chosen = choice.choose(self.row_bytes, count, thread_count, self._is_child())
         rows = self._new_rows(count, chosen.is_pooled) if out is None else self._checked_out(out, index)
@@ -192,6 +193,9 @@ class HostTable:
         gradient = None if self._parameter is None else self._parameter.grad
         if gradient is None:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, *self.shape[1:], dtype=self.dtype)
+        if not gradient.is_sparse:
+            raise InputError("grad_rows: wanted the sparse gradient of memsys.gather, found a dense one, of another "
+                             "operation on table.parameter; use table.parameter.grad")  # fmt: skip
         index, rows = gradient._indices()[0], gradient._values()
         return (index, rows) if gradient.is_coalesced() else sum_duplicates(index, rows)
 
@@ -211,7 +215,12 @@ class HostTable:
         self.tensor[distinct] = self.gather(distinct).add_(summed)
         return self
 
+    def _check_memory(self) -> None:
+        if self._adopted is not None and _tensor.pointer_of(self.tensor) != self._core.address:
+            raise InputError("gather: the adopted tensor's memory was freed or moved (by resize_); make a new table")
+
     def _device_road(self, device: torch.device) -> DeviceRoad:
+        self._check_memory()
         if device.type != "cuda" or self._is_child():
             raise UnsupportedError(
                 f"gather: wanted an index on cpu or, in the process that made the table, on cuda, found {device} in "

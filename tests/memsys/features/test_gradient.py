@@ -209,3 +209,17 @@ def test_a_bad_change_writes_nothing(change, index, rows, error):
         getattr(table, change)(index, rows)
     assert isinstance(raised.value, memsys.MemsysError)
     assert torch.equal(table.tensor, x)
+
+
+def test_a_dense_gradient_is_told():
+    table = memsys.HostTable(torch.ones(10, 4))
+    table.parameter.sum().backward()
+    with pytest.raises(memsys.InputError, match="dense one"):
+        table.grad_rows()
+
+
+def test_rows_that_are_no_tensor():
+    table = memsys.HostTable(torch.ones(10, 2))
+    with pytest.raises(memsys.DtypeError, match="as_tensor"):
+        table.update_rows([0], [[1.0, 2.0]])
+    assert (table.tensor == 1).all()

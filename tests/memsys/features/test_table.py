@@ -45,6 +45,14 @@ def test_adopted_memory_is_not_copied():
         memsys.HostTable(torch.randn(24, 100).t(), adopt=True)
 
 
+def test_adopted_memory_that_moved_is_not_read():
+    x = torch.randn(100, 24)
+    table = memsys.HostTable(x, adopt=True)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(memsys.InputError, match="make a new table"):
+        table.gather(torch.tensor([1]))
+
+
 @pytest.mark.parametrize("make", [np.asarray, np.asfortranarray, lambda x: np.asarray(x).astype(">f4")])
 def test_an_array(make):
     _, x = table_and_rows()

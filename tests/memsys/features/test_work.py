@@ -219,3 +219,18 @@ def test_prefetch_in_a_forked_child(table, x):
     assert ours.recv() == pytest.approx([x[index].double().sum().item() for index in given])
     child.join(60)
     assert torch.equal(next(stream), x[given[1]])
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_what_makes_the_batches_fails_after_those_before_it(depth):
+    table = memsys.HostTable(torch.arange(40.0).view(10, 4))
+
+    def batches():
+        yield from ([0, 1], [2], [3, 4])
+        raise OSError("no more")
+
+    read = []
+    stream = (read.append(len(rows)) for rows in memsys.prefetch(table, batches(), depth=depth))
+    with pytest.raises(OSError, match="no more"):
+        list(stream)
+    assert read == [2, 1, 2]

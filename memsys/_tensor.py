@@ -156,6 +156,12 @@ def version_of(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def note_written(tensor: torch.Tensor) -> None:
+    """Tells autograd that the tensor's bytes changed: a graph that saved it then refuses to run backward."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
 def anchor_of(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of no bytes that shares the version counter of `tensor` and none of its memory."""
     anchor = tensor.detach()

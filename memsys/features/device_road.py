@@ -91,4 +91,5 @@ class DeviceRoad:
             max_blocks=_MAX_BLOCKS,
             stream=self._backend.current_stream(),
         )
+        _tensor.note_written(rows)
         return DeviceWork(index, rows, bad, self._row_count)

@@ -153,6 +153,8 @@ class HostTable:
         )
         if position >= 0:
             raise out_of_range(index, position, len(self))
+        if out is not None:
+            _tensor.note_written(out)
         return rows
 
     def _new_rows(self, count: int, is_pooled: bool) -> torch.Tensor:

@@ -169,6 +169,17 @@ def test_out_is_written_and_returned():
     assert torch.equal(out, x[index])
 
 
+def test_a_graph_that_saved_an_out_notices_that_it_was_written_again():
+    table, _ = table_and_rows()
+    out, weight = torch.empty(3, 24), torch.ones(24, 2, requires_grad=True)
+    for work in (lambda: table.gather(torch.tensor([3, 4, 5]), out=out),
+                 lambda: table.gather_async(torch.tensor([3, 4, 5]), out=out).wait()):  # fmt: skip
+        result = (table.gather(torch.tensor([0, 1, 2]), out=out) @ weight).sum()
+        work()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.backward()
+
+
 @pytest.mark.parametrize(
     "out",
     [torch.empty(2, 24), torch.empty(3, 23), torch.empty(3, 24, dtype=torch.float64), torch.empty(24, 3).t(),

@@ -88,8 +88,11 @@ void bind_table(py::module_& module) {
           },
           Release(), py::arg("bytes"), "Memory from the pool of outputs.")
       .def(
-          "open_to", [](RowTable& self, const Runtime& runtime) { self.open_to(runtime.device); }, Release(),
-          py::arg("runtime"), "Lets a device read the table from its kernels.")
+          "open_to",
+          [](RowTable& self, const Runtime& runtime, bool is_registered) {
+            self.open_to(runtime.device, is_registered ? Registration::owners : Registration::ours);
+          },
+          Release(), py::arg("runtime"), py::arg("is_registered"), "Lets a device read the table from its kernels.")
       .def("gather_on_device", &gather_on_device, Release(), py::kw_only(), py::arg("index"), py::arg("index_type"),
            py::arg("index_count"), py::arg("rows"), py::arg("bad_position"), py::arg("max_blocks"), py::arg("stream"))
       .def("trim", &RowTable::trim, Release())

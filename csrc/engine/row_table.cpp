@@ -75,7 +75,8 @@ int64_t RowTable::size_bytes() const {
 }
 
 std::shared_ptr<Buffer> RowTable::allocate_rows(int64_t bytes) {
-  // Twice the largest output stays, one in the reader's hands and one being filled, and never less than a slab.
+  // Between two and four times the largest output stays, and never less than a slab: what readers hold and what is
+  // being filled.
   int64_t largest = largest_rows_bytes_.load();
   while (bytes > largest && !largest_rows_bytes_.compare_exchange_weak(largest, bytes)) {
   }

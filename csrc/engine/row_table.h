@@ -31,6 +31,9 @@ struct RowTableOptions {
 // How to visit the index. by_region sorts it by region of the table first: fewer TLB misses, for long lists.
 enum class VisitOrder { as_given, by_region };
 
+// Whose it is to register the table's pages with a device.
+enum class Registration { ours, owners };
+
 // Borrows index and rows until the call returns.
 struct GatherRequest {
   const void* index = nullptr;  // contiguous
@@ -62,8 +65,9 @@ class RowTable {
   // Copies row index[i] to rows + i * row_bytes; negative indices count from the end. Returns -1, or the position of
   // the first index out of range, and has then written nothing. A caller in a forked child passes thread_count 1.
   int64_t gather(const GatherRequest& request);
-  // Lets `device` read the table from its kernels; once, however often it is called. Throws BudgetError or DeviceError.
-  void open_to(const std::shared_ptr<Device>& device);
+  // Lets `device` read the table from its kernels; once, however often it is called. Pages of adopted memory may be
+  // registered by their owner. Throws BudgetError or DeviceError.
+  void open_to(const std::shared_ptr<Device>& device, Registration registration);
   // Enqueues the gather; rows whose index is out of range are not written.
   void gather_on_device(const DeviceGatherRequest& request) const;
   // Memory for gathered rows, from a pool whose pages were touched before. Throws BudgetError.

@@ -23,7 +23,7 @@ void RowTable::close() noexcept {
   open_to_.reset();
 }
 
-void RowTable::open_to(const std::shared_ptr<Device>& device) {
+void RowTable::open_to(const std::shared_ptr<Device>& device, Registration registration) {
   const std::lock_guard lock(open_mutex_);
   if (open_to_ != nullptr) {
     // The registration is portable: every device of the process may read it.
@@ -32,6 +32,7 @@ void RowTable::open_to(const std::shared_ptr<Device>& device) {
     return;
   }
   open_to_ = device;
+  if (registration == Registration::owners) return;
   const auto address = reinterpret_cast<uintptr_t>(data_);
   const auto begin = static_cast<uintptr_t>(align_down(static_cast<int64_t>(address), page_bytes()));
   const auto end = static_cast<uintptr_t>(align_up(static_cast<int64_t>(address) + size_bytes(), page_bytes()));

@@ -6,6 +6,8 @@
 // the budget first (pending_bytes_), then the upstream is called, then the slab is published.
 #include "memory/arena.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -39,7 +41,8 @@ class SlabArena final : public Arena {
         alignment_(options.alignment),
         slab_unit_(std::max(options.alignment, page_bytes())),
         slab_bytes_(align_up(options.slab_bytes, slab_unit_)),
-        budget_bytes_(options.budget_bytes) {}
+        budget_bytes_(options.budget_bytes),
+        owner_pid_(getpid()) {}
   ~SlabArena() override {
     for (const auto& [base, slab] : slabs_) upstream_->deallocate(reinterpret_cast<void*>(base), slab.bytes);
   }
@@ -75,6 +78,7 @@ class SlabArena final : public Arena {
   const int64_t alignment_, slab_unit_, slab_bytes_;
   mutable std::mutex mutex_;
   int64_t budget_bytes_;
+  const pid_t owner_pid_;
   int64_t reserved_bytes_ = 0, peak_reserved_bytes_ = 0, used_bytes_ = 0, peak_used_bytes_ = 0;
   int64_t pending_bytes_ = 0;          // on their way from or to the upstream
   std::atomic<uint32_t> settled_ = 0;  // counts finished calls of the upstream, to wait for another thread's
@@ -239,7 +243,12 @@ void SlabArena::forget(uintptr_t block, int64_t bytes) {
 
 void SlabArena::deallocate(void* pointer, int64_t bytes) noexcept {
   if (pointer == nullptr) return;
-  Lock lock(mutex_);
+  Lock lock(mutex_, std::defer_lock);
+  if (getpid() == owner_pid_) {
+    lock.lock();
+  } else if (!lock.try_lock()) {
+    return;  // fork() caught another thread at it: no one will ever unlock it in this child
+  }
   forget(reinterpret_cast<uintptr_t>(pointer), bytes);
   used_bytes_ -= bytes;
   parked_[align_up(bytes, alignment_)].push_back(reinterpret_cast<uintptr_t>(pointer));

@@ -23,9 +23,12 @@ _MAX_BLOCKS = 32
 
 
 class DeviceWork:
-    """A gather under way on a stream of its own. Dropping it half-way orders its memory's reuse after it."""
+    """A gather under way on a stream of its own. It holds the table, and dropping it half-way waits for it."""
 
-    def __init__(self, index: torch.Tensor, rows: torch.Tensor, bad: torch.Tensor, row_count: int) -> None:
+    def __init__(
+        self, held: tuple[object, ...], index: torch.Tensor, rows: torch.Tensor, bad: torch.Tensor, row_count: int
+    ) -> None:
+        self._held = held  # the pages that the kernel reads
         self._index, self._rows, self._bad, self._row_count = index, rows, bad, row_count
         self._event = torch.cuda.Event()
         self._event.record()
@@ -48,7 +51,7 @@ class DeviceWork:
 
     def __del__(self) -> None:
         if "_event" in self.__dict__ and not self._event.query():
-            self._order()
+            self._event.synchronize()  # host pages, too, are about to be given back: no stream can wait for that
 
 
 class DeviceRoad:
@@ -56,8 +59,8 @@ class DeviceRoad:
 
     def __init__(self, table: HostTable, core: object, device: torch.device) -> None:
         runtime, self._backend = runtime_for(device)
-        if not table.tensor.is_pinned():
-            core.open_to(runtime)
+        core.open_to(runtime, table.tensor.is_pinned())
+        self._held = (core, table.tensor)
         self._core, self._row_shape, self._row_count = core, table.shape[1:], len(table)
         self._dtype, self._device = table.dtype, device
         self._stream = torch.cuda.Stream(device, priority=-1)
@@ -92,4 +95,4 @@ class DeviceRoad:
             stream=self._backend.current_stream(),
         )
         _tensor.note_written(rows)
-        return DeviceWork(index, rows, bad, self._row_count)
+        return DeviceWork(self._held, index, rows, bad, self._row_count)

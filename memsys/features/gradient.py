@@ -45,4 +45,6 @@ def gather(table: HostTable, index: Index) -> torch.Tensor:
         return table.gather(index)
     if not (table.dtype.is_floating_point or table.dtype.is_complex):
         raise DtypeError(f"gather: a table of {table.dtype} has no gradient; use table.gather, or torch.no_grad()")
-    return _Gather.apply(table.parameter, flat_index(index), table)
+    flat = flat_index(index)
+    # An array's memory may change before backward without autograd's notice; a tensor's may not.
+    return _Gather.apply(table.parameter, flat if isinstance(index, torch.Tensor) else flat.clone(), table)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from memsys import _tensor
 from memsys.errors import DtypeError, InputError, RangeError
 
 Index = torch.Tensor | np.ndarray | Sequence[int]
@@ -47,8 +48,13 @@ def dim0_index(index: Index, row_count: int) -> tuple[torch.Tensor, tuple[int, .
 
 def _as_tensor(index: Index) -> torch.Tensor:
     if isinstance(index, torch.Tensor):
+        if not _tensor.is_plain(index):
+            raise DtypeError(f"an index: wanted a plain dense tensor, found {type(index).__name__} of layout "
+                             f"{index.layout}; use .to_dense()")  # fmt: skip
         return index
-    if isinstance(index, np.ndarray) and not (index.flags.carray and min(index.strides, default=0) >= 0):
+    if isinstance(index, np.ndarray) and not (
+        index.flags.carray and index.dtype.isnative and min(index.strides, default=0) >= 0
+    ):
         index = index.astype(index.dtype.newbyteorder("="), order="C")  # torch refuses reversed and read-only arrays
     try:
         tensor = torch.as_tensor(index)

@@ -13,10 +13,10 @@ from memsys.features.table import HostTable
 
 
 class _RowOptimizer:
-    """Steps through the tables that have a gradient. State is made at a table's first step, of the table's shape; pages
-    of rows that no step used take no memory."""
+    """Steps through the tables that have a gradient. State is made at a table's first step: tensors of its shape."""
 
     state_names: tuple[str, ...] = ()
+    hyperparameters: tuple[str, ...] = ("lr",)
 
     def __init__(self, tables: HostTable | Iterable[HostTable], lr: float) -> None:
         if not lr >= 0:
@@ -52,12 +52,17 @@ class _RowOptimizer:
 
     def state_dict(self) -> dict[str, object]:
         """What load_state_dict takes; the tensors are the optimizer's own, not copies."""
-        return {"lr": self.lr, "step_counts": list(self.step_counts), "state": [dict(one) for one in self.state]}
+        settings = {name: getattr(self, name) for name in self.hyperparameters}
+        return {
+            "hyperparameters": settings,
+            "step_counts": list(self.step_counts),
+            "state": [dict(one) for one in self.state],
+        }
 
     def load_state_dict(self, saved: dict[str, object]) -> None:
-        """Raises InputError where the number of tables, a shape or the kind differs; nothing is changed then."""
+        """Raises InputError where the number of tables, shapes, dtypes or the kind differ; nothing is changed then."""
         states = saved["state"]
-        if len(states) != len(self.tables):
+        if not len(states) == len(saved["step_counts"]) == len(self.tables):
             raise InputError(
                 f"state_dict: wanted {len(self.tables)} tables, found {len(states)}; load the matching one"
             )
@@ -66,11 +71,13 @@ class _RowOptimizer:
                 raise InputError(f"state_dict: wanted {list(self.state_names)} of each table that was stepped, found "
                                  f"{list(state)}; load one of {type(self).__name__}")  # fmt: skip
             for name, values in state.items():
-                if values.shape != table.shape:
-                    raise InputError(f"state_dict: wanted {name} of shape {list(table.shape)}, found "
-                                     f"{list(values.shape)}; load the matching one")  # fmt: skip
-        self.lr, self.step_counts = saved["lr"], list(saved["step_counts"])
-        self.state = [{name: values.clone() for name, values in state.items()} for state in states]
+                if values.shape != table.shape or values.dtype is not table.dtype:
+                    raise InputError(f"state_dict: wanted {name} of {table.dtype} and shape {list(table.shape)}, found "
+                                     f"{values.dtype} and {list(values.shape)}; load the matching one")  # fmt: skip
+        state = [{name: values.cpu().clone() for name, values in one.items()} for one in states]
+        for name in self.hyperparameters:
+            setattr(self, name, saved["hyperparameters"][name])
+        self.state, self.step_counts = state, list(saved["step_counts"])
 
     def _update(self, rows: torch.Tensor, gradient: torch.Tensor, used: dict[str, torch.Tensor], step: int) -> None:
         raise NotImplementedError
@@ -87,6 +94,7 @@ class RowAdagrad(_RowOptimizer):
     """Adagrad (Duchi et al., 2011), element by element."""
 
     state_names = ("sum",)
+    hyperparameters = ("lr", "eps")
 
     def __init__(self, tables: HostTable | Iterable[HostTable], lr: float = 1e-2, eps: float = 1e-10) -> None:
         super().__init__(tables, lr)
@@ -102,6 +110,7 @@ class RowAdam(_RowOptimizer):
     and the bias correction counts the steps in which the table had a gradient."""
 
     state_names = ("exp_avg", "exp_avg_sq")
+    hyperparameters = ("lr", "betas", "eps")
 
     def __init__(
         self,

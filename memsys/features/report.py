@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from memsys.features.table import HostTable
 
 _LINE_BYTES = 128
-_SAMPLE_COUNT = 2000
+_SAMPLE_COUNT, _SAMPLE_BYTES = 2000, 16 << 20
 _FAR_APART = 1 << 32  # as if the table had so many rows: no two of the sample are neighbours
 
 
@@ -40,13 +40,12 @@ class TableReport:
         )
 
 
-def report_of(table: HostTable, core: object, is_adopted: bool) -> TableReport:
+def report_of(table: HostTable, core: object, is_adopted: bool, pool_bytes: int) -> TableReport:
     """The report of a table of any size; it reads no row."""
     base = core.address % _LINE_BYTES
     stride_bytes = table.tensor.stride(0) * table.tensor.element_size() if len(table) else table.row_bytes
-    requests = _C.count_requests(
-        table.row_bytes, max(stride_bytes, table.row_bytes), base, _FAR_APART, _SAMPLE_COUNT, 0
-    )
+    sample_count = max(8, min(_SAMPLE_COUNT, _SAMPLE_BYTES // max(table.row_bytes, 1)))
+    requests = _C.count_requests(table.row_bytes, max(stride_bytes, table.row_bytes), base, _FAR_APART, sample_count, 0)
     return TableReport(
         row_count=len(table),
         row_bytes=table.row_bytes,
@@ -55,6 +54,6 @@ def report_of(table: HostTable, core: object, is_adopted: bool) -> TableReport:
         requests_per_row=requests["aligned"],
         flat_requests_per_row=requests["flat"],
         least_requests_per_row=requests["least"],
-        pool_bytes=core.pool_bytes,
+        pool_bytes=pool_bytes,
         backend=_C.row_copy_backends()[0],
     )

@@ -63,8 +63,9 @@ def as_tensor(source: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 def _from_array(array: np.ndarray) -> torch.Tensor:
     try:
-        # A read-only array would draw a warning about writes that never happen here.
-        return torch.from_numpy(array if array.flags.writeable and array.dtype.isnative else _writable(array))
+        # A read-only array would draw a warning about writes that never happen here; torch refuses reversed ones.
+        is_fit = array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0
+        return torch.from_numpy(array if is_fit else _writable(array))
     except (TypeError, ValueError) as error:
         raise DtypeError(f"a table: torch has no dtype for an array of {array.dtype} ({error}); "
                          "convert it with .astype") from None  # fmt: skip

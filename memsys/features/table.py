@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import torch
 
 from memsys import _C, _tensor
@@ -33,24 +34,27 @@ class HostTable:
     (its rows must be contiguous; its base may be misaligned and its pages small: `report()` says what that costs).
     name: which tensor of a .safetensors file. helper_count: threads beside the caller's (None: as torch has).
 
-    Any dtype, any row shape; bytes move, not types. Thread-safe. In a forked child a table can still be read, by one
-    thread. Raises DtypeError, InputError, BudgetError (no memory), and for files CorruptionError and SpillError.
+    Any dtype, any row shape; bytes move, not types. Threads may gather at once; changes to rows (update_rows, an
+    optimizer's step) are the caller's to keep apart from each other and from gathers. In a forked child a table can
+    still be read, by one thread. Raises DtypeError, InputError, BudgetError (no memory), and for files CorruptionError
+    and SpillError.
     """
 
     def __init__(
         self, source: Source, *, adopt: bool = False, name: str | None = None, helper_count: int | None = None
     ) -> None:
         self._owner_pid = os.getpid()
-        self._path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        self._path = os.path.realpath(source) if isinstance(source, (str, os.PathLike)) else None
         self._name = name
         helpers = torch.get_num_threads() - 1 if helper_count is None else helper_count
+        pool = _tensor.thread_pool_address() if helper_count is None else 0
         runtime, _ = runtime_for(_CPU)
         if adopt:
-            self._adopt(source, runtime, helpers)
+            self._adopt(source, runtime, helpers, pool)
             return
         rows = rows_of(source, name)
         row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
-        self._core = _C.RowTable(runtime, rows.shape[0], row_bytes, helpers, pool=_tensor.thread_pool_address())
+        self._core = _C.RowTable(runtime, rows.shape[0], row_bytes, helpers, pool=pool)
         self._adopted = None
         empty = rows.shape[0] * row_bytes == 0
         self.tensor = (
@@ -61,10 +65,14 @@ class HostTable:
         rows.fill(self.tensor)
         self._describe(row_bytes)
 
-    def _adopt(self, source: Source, runtime: object, helpers: int) -> None:
+    def _adopt(self, source: Source, runtime: object, helpers: int, pool: int) -> None:
         if self._path is not None:
             raise InputError("adopt=True: wanted a tensor or an array in memory, found a path; leave adopt out")
         tensor = as_tensor(source)
+        place = source.ctypes.data if isinstance(source, np.ndarray) else _tensor.pointer_of(source)
+        if place != _tensor.pointer_of(tensor):
+            raise InputError("adopt=True: wanted memory that can be read where it lies, found a read-only, reversed, "
+                             "foreign-endian or conjugated one; leave adopt out, and it is copied")  # fmt: skip
         row_bytes = math.prod(tensor.shape[1:]) * tensor.element_size()
         is_packed = tensor.shape[0] == 0 or tensor[0].is_contiguous()
         stride_bytes = tensor.stride(0) * tensor.element_size()
@@ -78,7 +86,7 @@ class HostTable:
             helpers,
             _tensor.pointer_of(tensor),
             max(stride_bytes, row_bytes),
-            _tensor.thread_pool_address(),
+            pool,
         )
         self._adopted = source  # its memory is read until the table dies
         self.tensor = tensor
@@ -89,6 +97,7 @@ class HostTable:
         self.shape = self.tensor.shape
         self.row_bytes = row_bytes
         self._parameter: torch.Tensor | None = None
+        self._version = _tensor.version_of(self.tensor)
         self._roads: dict[torch.device, DeviceRoad] = {}
 
     def __len__(self) -> int:
@@ -101,6 +110,9 @@ class HostTable:
         if self._path is None:
             raise UnsupportedError("a table is not pickled: it would be copied to every process; save it as .npy and "
                                    "make it from that path, or make it where it is used")  # fmt: skip
+        if _tensor.version_of(self.tensor) != self._version:
+            raise UnsupportedError(f"a table is pickled by its path, but its rows have changed since {self._path} was "
+                                   "read; save table.tensor, and make a table from that file")  # fmt: skip
         return _from_path, (self._path, self._name)
 
     # Rows ----------------------------------------------------------------------------------------------------------
@@ -125,6 +137,8 @@ class HostTable:
         flat = flat_index(index)
         if flat.device.type != "cpu":
             return self._device_road(flat.device).start(flat, out if out is None else self._checked_out(out, flat))
+        if out is not None:
+            _tensor.note_written(self._checked_out(out, flat))  # from now on, whenever the bytes arrive
         return work.start(self, flat, out)
 
     def __getitem__(self, index: Index | int | slice) -> torch.Tensor:
@@ -173,10 +187,15 @@ class HostTable:
                 f"out: wanted a contiguous {self.dtype} of shape {list(wanted)} on {index.device}, found {out.dtype} "
                 f"of shape {list(out.shape)}, strides {out.stride()}, on {out.device}; make it with torch.empty"
             )
+        if not _tensor.is_plain(out) or out.is_conj() or out.is_neg():
+            raise InputError(f"out: wanted a plain dense tensor, found {type(out).__name__} of layout {out.layout}, "
+                             f"conj {out.is_conj()}; make it with torch.empty")  # fmt: skip
         if out.requires_grad and torch.is_grad_enabled():
             raise InputError("out: found a tensor that requires grad; pass out.detach(), or use memsys.gather")
         if _overlap(out, self.tensor):
             raise InputError("out: found memory of the table itself; make it with torch.empty")
+        if _overlap(out, index):
+            raise InputError("out: found memory of the index; make it with torch.empty")
         return out
 
     # Training --------------------------------------------------------------------------------------------------------
@@ -218,8 +237,11 @@ class HostTable:
         return self
 
     def _check_memory(self) -> None:
-        if self._adopted is not None and _tensor.pointer_of(self.tensor) != self._core.address:
-            raise InputError("gather: the adopted tensor's memory was freed or moved (by resize_); make a new table")
+        held = [self.tensor] if self._parameter is None else [self.tensor, self._parameter]
+        is_there = all(_tensor.pointer_of(one) == self._core.address and _tensor.is_backed(one) for one in held)
+        if self.tensor.numel() > 0 and not is_there:
+            raise InputError("gather: the table's memory was freed, moved or replaced (resize_, set_, .data); change "
+                             "rows by update_rows, or make a new table")  # fmt: skip
 
     def _device_road(self, device: torch.device) -> DeviceRoad:
         self._check_memory()
@@ -234,7 +256,7 @@ class HostTable:
 
     def report(self) -> TableReport:
         """What a gather from this table costs; print it."""
-        return report_of(self, self._core, self._adopted is not None)
+        return report_of(self, self._core, self._adopted is not None, 0 if self._is_child() else self._core.pool_bytes)
 
     def trim(self) -> int:
         """Gives pooled outputs that nobody holds back to the system; returns the bytes."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memsys.errors import InputError
-from memsys.features.index import Index
+from memsys.errors import InputError, UnsupportedError
+from memsys.features.index import Index, flat_index
 
 if TYPE_CHECKING:
     from memsys.features.device_road import DeviceWork
@@ -26,6 +26,7 @@ class GatherWork:
 
     def __init__(self, future: Future[torch.Tensor]) -> None:
         self._future = future
+        self._owner_pid = os.getpid()
 
     def is_done(self) -> bool:
         """Whether wait() would return at once."""
@@ -33,6 +34,10 @@ class GatherWork:
 
     def wait(self) -> torch.Tensor:
         """The rows; raises what gather raises."""
+        if os.getpid() != self._owner_pid and not self._future.done():
+            raise UnsupportedError(
+                "a gather that the parent process began does not end in a forked child; begin it there"
+            )
         return self._future.result()
 
 
@@ -57,7 +62,8 @@ def _prefetched(table: HostTable, batches: Iterable[Index], depth: int) -> Itera
     indices = iter(batches)
     while failure is None:
         try:
-            under_way.append(table.gather_async(next(indices)))
+            index = flat_index(next(indices))
+            under_way.append(table.gather_async(index.clone()))  # samplers fill one buffer again and again
         except StopIteration:
             break
         except Exception as error:  # told once the batches before it have been read

@@ -78,7 +78,9 @@ class HostFeatureStore(FeatureStore):
         if key not in self._tables:
             raise InputError(f"HostFeatureStore: rows were put into {key}, which is not in the store (there are: "
                              f"{self._names()}); put the whole attribute first, with index None")  # fmt: skip
-        self._tables[key].tensor[attr.index] = torch.as_tensor(tensor)
+        table, rows = self._tables[key], torch.as_tensor(tensor)
+        index = torch.arange(len(table))[attr.index] if isinstance(attr.index, slice) else torch.as_tensor(attr.index)
+        table.update_rows(index.nonzero().squeeze(1) if index.dtype is torch.bool else index.flatten(), rows)
         return True
 
     def update_tensor(self, tensor: Any, *args: Any, **kwargs: Any) -> bool:

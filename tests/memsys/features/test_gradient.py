@@ -6,6 +6,7 @@ x[index]; so are the ways in which a table's rows change, scatter_add_ and updat
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from built import needs_memsys
@@ -223,3 +224,12 @@ def test_rows_that_are_no_tensor():
     with pytest.raises(memsys.DtypeError, match="as_tensor"):
         table.update_rows([0], [[1.0, 2.0]])
     assert (table.tensor == 1).all()
+
+
+def test_an_array_changed_before_backward_leaves_the_gradient_right():
+    table = memsys.HostTable(torch.ones(1000, 4))
+    index = np.array([1, 2, 3])
+    loss = memsys.gather(table, index).sum()
+    index[:] = 7, 8, 5000
+    loss.backward()
+    assert table.grad_rows()[0].tolist() == [1, 2, 3]

@@ -142,7 +142,7 @@ def test_a_wrong_state_is_refused_and_changes_nothing(wrong):
     with pytest.raises(memsys.InputError, match="state_dict"):
         optimizer.load_state_dict(other.state_dict())
     after = optimizer.state_dict()
-    assert after["lr"] == before["lr"] and after["step_counts"] == before["step_counts"]
+    assert after["hyperparameters"] == before["hyperparameters"] and after["step_counts"] == before["step_counts"]
     for name, values in before["state"][0].items():
         assert torch.equal(after["state"][0][name], values)
 

@@ -299,3 +299,47 @@ def test_a_spawned_child_gets_a_path_or_a_clear_error(tmp_path):
 
 def test_repr_says_what_it_is():
     assert repr(table_and_rows()[0]) == "HostTable([500, 24], torch.float32, 0.0 MiB)"
+
+
+def test_an_out_over_its_own_index_is_refused():
+    table = memsys.HostTable(torch.full((1000,), 10**15))
+    both = torch.zeros(1001, dtype=torch.int64)
+    with pytest.raises(ValueError, match="index"):
+        table.gather(both[:-1], out=both[1:])
+
+
+def test_a_conjugated_out_and_a_sparse_index_are_refused():
+    table = memsys.HostTable(torch.zeros(4, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="conj"):
+        table.gather(torch.tensor([1]), out=torch.empty(1, 2, dtype=torch.complex64).conj())
+    with pytest.raises(TypeError, match="plain"):
+        table.gather(torch.tensor([1, 0]).to_sparse())
+
+
+def test_memory_that_is_not_the_tables_any_more_is_not_read():
+    table = memsys.HostTable(torch.zeros(100, 24))
+    table.parameter.data = torch.ones(100, 24)
+    with pytest.raises(memsys.InputError, match="replaced"):
+        table.gather(torch.tensor([1]))
+    adopted = torch.randn(100_000, 24)
+    table = memsys.HostTable(adopted, adopt=True)
+    address = _tensor.pointer_of(adopted)
+    adopted.untyped_storage().resize_(4 << 20)  # perhaps at the same address
+    with pytest.raises(memsys.InputError, match="freed"):
+        table.gather(torch.tensor([99_999]))
+    assert address
+
+
+@pytest.mark.parametrize("array", [np.ones((4, 3))[::-1], np.ones((4, 3)).astype(">f8")], ids=["reversed", "foreign"])
+def test_what_would_be_copied_is_not_adopted(array):
+    assert memsys.HostTable(array).tensor.sum() == 12
+    with pytest.raises(memsys.InputError, match="leave adopt out"):
+        memsys.HostTable(array, adopt=True)
+
+
+def test_a_table_that_was_trained_is_not_pickled_as_its_file(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 3), np.float32))
+    table = memsys.HostTable(tmp_path / "x.npy")
+    table.update_rows([0], torch.ones(1, 3))
+    with pytest.raises(memsys.UnsupportedError, match="changed"):
+        pickle.dumps(table)

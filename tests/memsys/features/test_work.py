@@ -234,3 +234,14 @@ def test_what_makes_the_batches_fails_after_those_before_it(depth):
     with pytest.raises(OSError, match="no more"):
         list(stream)
     assert read == [2, 1, 2]
+
+
+def test_a_sampler_may_fill_one_buffer_again_and_again():
+    table = memsys.HostTable(torch.arange(10.0).repeat_interleave(1000).view(10, 1000))
+
+    def batches():
+        buffer = torch.zeros(3, dtype=torch.int64)
+        for row in range(10):
+            yield buffer.fill_(row)
+
+    assert [rows.unique().tolist() for rows in memsys.prefetch(table, batches(), depth=4)] == [[i] for i in range(10)]

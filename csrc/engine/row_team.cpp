@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/outlast.h"
 
 namespace memsys {
 namespace {
@@ -66,22 +67,19 @@ void RowTeam::run(int64_t piece_count, int64_t thread_count, const std::function
     const auto work = [](void* data) { static_cast<Loop*>(data)->work(); };
     return pool_(work, loop.get(), static_cast<unsigned>(helper_count + 1), 0);
   }
-  for (int64_t index = 0; index < helper_count; ++index)
-    executor_->post(queues_[static_cast<size_t>(index)], [loop, executor = executor_.get()] {
-      loop->work();
-      if (loop->is_done()) executor->notify();
-    });
+  // A helper whose thread can't start is done without: those posted before it look at `body`, so nothing may leave
+  // here.
+  for (int64_t index = 0; index < helper_count; ++index) try {
+      executor_->post(queues_[static_cast<size_t>(index)], [loop, executor = executor_.get()] {
+        loop->work();
+        if (loop->is_done()) executor->notify();
+      });
+    } catch (const std::exception&) {
+      break;
+    }
   loop->work();
   for (int look = 0; look < kLookCount && !loop->is_done(); ++look) relax();
-  // A wait may end early with the failure of somebody else's task; the body stays until no piece is under way.
-  std::exception_ptr foreign;
-  while (!loop->is_done()) {
-    try {
-      executor_->wait_until([&] { return loop->is_done(); });
-    } catch (...) {
-      foreign = std::current_exception();
-    }
-  }
+  const auto foreign = outlast(*executor_, [&] { return loop->is_done(); });
   if (foreign != nullptr) std::rethrow_exception(foreign);
 }
 

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "base/bytes.h"
+#include "base/outlast.h"
 #include "io/full_io.h"
 
 namespace memsys {
@@ -55,15 +56,7 @@ void TensorReader::read(const TensorEntry& entry, void* target) const {
       progress->end(std::current_exception());
     }
   }
-  // A wait may end early with the failure of somebody else's task; the target is written to until no piece is left.
-  std::exception_ptr foreign;
-  while (progress->left_count.load() > 0) {
-    try {
-      executor.wait_until([&] { return progress->left_count.load() == 0; });
-    } catch (...) {
-      foreign = std::current_exception();
-    }
-  }
+  const auto foreign = outlast(executor, [&] { return progress->left_count.load() == 0; });
   if (progress->error != nullptr) std::rethrow_exception(progress->error);
   if (foreign != nullptr) std::rethrow_exception(foreign);
 }

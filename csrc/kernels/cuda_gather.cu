@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <string>
 
-#include "base/error.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/gather_lanes.h"
 #include "kernels/gather_launch.h"
 
@@ -110,22 +110,11 @@ __global__ void __launch_bounds__(kGatherBlockThreads) gather_plain_kernel(Gathe
     if (!body(word)) report(body.gather, body.position(word));
 }
 
-// Launches through the call that returns its own error: cudaGetLastError() after <<<>>> would also return, and blame
-// on this launch, what an earlier call of somebody else left behind.
-template <class... Parameters, class... Arguments>
-void launch(const RowGather& gather, int64_t warps, uintptr_t stream, void (*kernel)(Parameters...),
-            Arguments... arguments) {
+LaunchShape shape_of(const RowGather& gather, int64_t warps, uintptr_t stream) {
   const int64_t threads = std::min(warps * kWarpLanes, kGatherBlockThreads);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>((warps * kWarpLanes + threads - 1) / threads));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = reinterpret_cast<cudaStream_t>(stream);
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // ours to report, so not left behind for the next caller
-  throw DeviceError("CUDA refused to launch a gather of " + std::to_string(gather.index_count) + " rows of " +
-                    std::to_string(gather.row_bytes) + " bytes: " + cudaGetErrorString(status) +
-                    "; `memsys doctor` checks driver and device");
+  return {
+      "a gather of " + std::to_string(gather.index_count) + " rows of " + std::to_string(gather.row_bytes) + " bytes",
+      (warps * kWarpLanes + threads - 1) / threads, threads, stream};
 }
 
 template <int kLanes, int kRows, int kTurns>
@@ -133,14 +122,14 @@ void launch_aligned(const RowGather& gather, int64_t max_blocks, uintptr_t strea
   const int64_t max_warps = gather_warps(max_blocks);
   const int rows = tile_rows({kLanes, kRows, kTurns}, gather.index_count, max_warps);
   const int64_t warps = std::min((gather.index_count + rows - 1) / rows, max_warps);
-  launch(gather, warps, stream, gather_aligned_kernel<kLanes, kRows, kTurns>, gather, rows);
+  launch(shape_of(gather, warps, stream), gather_aligned_kernel<kLanes, kRows, kTurns>, gather, rows);
 }
 
 template <class Word>
 void launch_plain(const RowGather& gather, uintptr_t stream) {
   const GatherWord<Word> body{gather};
   const int64_t warps = std::min((body.word_count() + kWarpLanes - 1) / kWarpLanes, gather_warps(0));
-  launch(gather, warps, stream, gather_plain_kernel<Word>, body, body.word_count());
+  launch(shape_of(gather, warps, stream), gather_plain_kernel<Word>, body, body.word_count());
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/cuda_launch.cuh"
 #include "kernels/launch.h"
 
 namespace memsys::cuda_kernels {
@@ -39,33 +40,23 @@ __global__ void delay_kernel(int64_t duration_ns) {
   while (now_ns() - begin_ns < duration_ns) __nanosleep(500);
 }
 
-// Launches through the call that returns its own error: cudaGetLastError() after <<<>>> would also return, and blame
-// on this launch, what an earlier call of somebody else left behind.
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t count, uintptr_t stream, Arguments... arguments) {
-  const int64_t blocks = std::min((count + kBlockThreads - 1) / kBlockThreads, kMaxBlocks);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(std::min(count, kBlockThreads)));
-  config.stream = reinterpret_cast<cudaStream_t>(stream);
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // ours to report, so not left behind for the next caller
-  throw DeviceError(std::string("CUDA refused to launch ") + name + " over " + std::to_string(count) +
-                    " elements: " + cudaGetErrorString(status) + "; `memsys doctor` checks driver and device");
+LaunchShape shape_of(const char* name, int64_t count, uintptr_t stream) {
+  return {std::string(name) + " over " + std::to_string(count) + " elements",
+          std::min((count + kBlockThreads - 1) / kBlockThreads, kMaxBlocks), std::min(count, kBlockThreads), stream};
 }
 
 }  // namespace
 
 void fill_pattern(const PatternSpan& span, uintptr_t stream) {
   if (span.word_count <= 0) return;
-  launch("fill_pattern", for_each_kernel<FillPattern>, span.word_count, stream, FillPattern{span}, span.word_count);
+  launch(shape_of("fill_pattern", span.word_count, stream), for_each_kernel<FillPattern>, FillPattern{span},
+         span.word_count);
 }
 
 void count_mismatches(const PatternSpan& span, uint64_t* mismatch_count, uintptr_t stream) {
   if (span.word_count <= 0) return;
-  launch("count_mismatches", count_kernel<IsMismatch>, span.word_count, stream, IsMismatch{span}, span.word_count,
-         reinterpret_cast<unsigned long long*>(mismatch_count));
+  launch(shape_of("count_mismatches", span.word_count, stream), count_kernel<IsMismatch>, IsMismatch{span},
+         span.word_count, reinterpret_cast<unsigned long long*>(mismatch_count));
 }
 
 void delay(int64_t duration_us, uintptr_t stream) {
@@ -73,7 +64,7 @@ void delay(int64_t duration_us, uintptr_t stream) {
   MEMSYS_EXPECT(duration_us <= kMaxDelayUs, InputError,
                 "a delay of " + std::to_string(duration_us) + " us was asked for; the most is " +
                     std::to_string(kMaxDelayUs) + ", so that a test cannot hang a device");
-  launch("delay", delay_kernel, 1, stream, duration_us * 1000);
+  launch(shape_of("delay", 1, stream), delay_kernel, duration_us * 1000);
 }
 
 }  // namespace memsys::cuda_kernels

@@ -48,7 +48,7 @@ struct Registers {
   }
 
  private:
-  // A wide store, though masked, would cross into the next line and take twice the time.
+  // A wide store, though masked, would cross into the next line.
   MEMSYS_ISA MEMSYS_INLINE void copy_narrow(char* target, const char* source) const {
     if (row_bytes <= 16) {
       const auto mask = static_cast<__mmask16>(tail);

@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/outlast.h"
 #include "memory/pages.h"
 #include "memory/resources.h"
 
@@ -100,16 +101,8 @@ class PinnedResource final : public MemoryResource {
     });
   }
 
-  // A wait may end early with the failure of somebody else's task: the pages stay until no piece is left.
   void wait_for_pieces(TouchProgress& progress) {
-    std::exception_ptr foreign;
-    while (progress.left_count.load() > 0) {
-      try {
-        executor_->wait_until([&progress] { return progress.left_count.load() == 0; });
-      } catch (...) {
-        foreign = std::current_exception();
-      }
-    }
+    const auto foreign = outlast(*executor_, [&progress] { return progress.left_count.load() == 0; });
     if (foreign != nullptr) std::rethrow_exception(foreign);
   }
 

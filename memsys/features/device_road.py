@@ -1,7 +1,7 @@
 """The gather on a GPU: its kernel reads the rows where they lie in host memory, each 128-byte line of a row once.
 
 After PyTorch-Direct (arXiv 2103.03330), with the alignment taken from the real address, not from the offset in the
-table. Not yet run on a device: everything but the launch itself is tested on the CPU.
+table. Not yet run on a device: the kernel is replayed on the CPU, lane by lane; this file is not tested without a GPU.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from memsys.errors import DtypeError, InputError
+from memsys.features.duplicates import positive
 from memsys.features.index import Index, flat_index, out_of_range
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def checked(table: HostTable, index: Index, rows: torch.Tensor) -> tuple[torch.T
     is_bad = (flat >= len(table)) | (flat < -len(table))
     if is_bad.any():
         raise out_of_range(flat, int(is_bad.nonzero()[0]), len(table))
-    return torch.where(flat < 0, flat + len(table), flat), rows.detach().cpu()
+    return positive(flat, len(table)), rows.detach().cpu()
 
 
 def set_rows(table: HostTable, index: torch.Tensor, rows: torch.Tensor) -> None:

@@ -60,10 +60,14 @@ class WatchedExecutor final : public Executor {
  public:
   explicit WatchedExecutor(std::function<void()> on_second_wait) : on_second_wait_(std::move(on_second_wait)) {}
   int wait_count() const { return wait_count_; }
+  int failing_post = -1;
 
   QueueId create_queue(const std::string& name) override { return inner_->create_queue(name); }
   void destroy_queue(QueueId queue) override { inner_->destroy_queue(queue); }
-  void post(QueueId queue, Task task, Gate gate) override { inner_->post(queue, std::move(task), std::move(gate)); }
+  void post(QueueId queue, Task task, Gate gate) override {
+    if (post_count_++ == failing_post) throw std::runtime_error("no thread");
+    inner_->post(queue, std::move(task), std::move(gate));
+  }
   void wait_until(const std::function<bool()>& ready) override {
     if (++wait_count_ > 1) on_second_wait_();
     inner_->wait_until(ready);
@@ -80,6 +84,7 @@ class WatchedExecutor final : public Executor {
   const std::shared_ptr<Executor> inner_ = make_threaded_executor();
   const std::function<void()> on_second_wait_;
   int wait_count_ = 0;
+  std::atomic<int> post_count_{0};
 };
 
 }  // namespace
@@ -190,6 +195,15 @@ TEST(team_stays_until_its_pieces_are_done_though_a_foreign_task_fails) {
     check_all_sizes(team);  // and the team works on
   }
   executor->destroy_queue(foreign);
+}
+
+TEST(team_does_without_a_helper_that_cannot_start) {
+  const auto executor = std::make_shared<WatchedExecutor>([] {});
+  executor->failing_post = 1;
+  RowTeam team(executor, 3);
+  std::vector<std::atomic<int>> run_count(1000);
+  team.run(1000, 4, [&](int64_t piece) { run_count[static_cast<size_t>(piece)].fetch_add(1); });
+  for (const auto& count : run_count) CHECK_EQUAL(count.load(), 1);
 }
 
 TEST(team_refuses_a_negative_number_of_helpers) { CHECK_THROWS(RowTeam(make_threaded_executor(), -1), InputError); }

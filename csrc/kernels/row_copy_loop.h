@@ -15,16 +15,27 @@ namespace memsys {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-// Asked for ahead: what a core keeps in flight, and of a row no more than makes the hardware's own prefetch start. That
-// one fills the second cache, past the few line buffers that bound what software asks for: it is a fifth faster.
-constexpr int64_t kAheadBytes = 2048;
-constexpr int64_t kMaxAheadRows = 16;
+// What is asked for ahead. Narrow rows come to the first cache, as many as a core keeps in flight. Of wide rows the
+// first bytes are asked for, to the second cache: they make the hardware's own prefetch start there, which fetches the
+// rest past the few line buffers that bound what software asks for, and leaves those to the stores; that takes more
+// time, so it starts further ahead.
+struct Ahead {
+  int64_t rows;
+  int64_t row_bytes;  // of each
+  bool is_wide;
+};
+constexpr int64_t kWideBytes = 512;
 constexpr int64_t kMinAheadRows = 2;
-constexpr int64_t kRowAheadBytes = 256;
+constexpr int64_t kMaxAheadRows = 16;
 
-inline int64_t ahead_rows(int64_t row_bytes) {
-  const int64_t rows = kAheadBytes / (row_bytes > 0 ? row_bytes : 1);
-  return rows < kMinAheadRows ? kMinAheadRows : rows > kMaxAheadRows ? kMaxAheadRows : rows;
+inline Ahead ahead_of(int64_t row_bytes) {
+  const bool is_wide = row_bytes >= kWideBytes;
+  const int64_t bytes = is_wide ? 8192 : 2048, most = is_wide ? 512 : 256;
+  const int64_t rows = bytes / (row_bytes > 0 ? row_bytes : 1);
+  return {rows < kMinAheadRows   ? kMinAheadRows
+          : rows > kMaxAheadRows ? kMaxAheadRows
+                                 : rows,
+          row_bytes < most ? row_bytes : most, is_wide};
 }
 
 template <class Index>
@@ -33,20 +44,25 @@ MEMSYS_ISA MEMSYS_INLINE const char* row_of(const RowCopy& copy, int64_t positio
   return copy.table + (index < 0 ? index + copy.row_count : index) * copy.row_stride_bytes;
 }
 
-MEMSYS_ISA MEMSYS_INLINE void prefetch_row(const char* row, int64_t bytes) {
-  for (int64_t offset = 0; offset < bytes; offset += kLineBytes) __builtin_prefetch(row + offset);
-  __builtin_prefetch(row + bytes - 1);  // a row that starts inside a line ends in one more
+template <int locality>
+MEMSYS_ISA MEMSYS_INLINE void prefetch_lines(const char* row, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kLineBytes) __builtin_prefetch(row + offset, 0, locality);
+}
+
+MEMSYS_ISA MEMSYS_INLINE void prefetch_row(const char* row, const Ahead& ahead, int64_t row_bytes) {
+  if (ahead.is_wide) return prefetch_lines<2>(row, ahead.row_bytes);
+  prefetch_lines<3>(row, ahead.row_bytes);
+  if (ahead.row_bytes == row_bytes) __builtin_prefetch(row + row_bytes - 1);  // begun inside a line, it ends in another
 }
 
 // Calls take(position, row) for each row, with the rows after it on their way.
 template <bool is_ordered, class Index, class Take>
 MEMSYS_ISA MEMSYS_INLINE void visit(const RowCopy& copy, int64_t begin, int64_t end, const Take take) {
-  const int64_t ahead = ahead_rows(copy.row_bytes);
-  const int64_t prefetch_bytes = copy.row_bytes < kRowAheadBytes ? copy.row_bytes : kRowAheadBytes;
-  const int64_t last_ahead = end - ahead;
+  const Ahead ahead = ahead_of(copy.row_bytes);
+  const int64_t row_bytes = copy.row_bytes, last_ahead = end - ahead.rows;
   for (int64_t at = begin; at < end; ++at) {
-    const int64_t next = at + ahead;
-    if (at < last_ahead) prefetch_row(row_of<Index>(copy, is_ordered ? copy.order[next] : next), prefetch_bytes);
+    const int64_t next = at + ahead.rows;
+    if (at < last_ahead) prefetch_row(row_of<Index>(copy, is_ordered ? copy.order[next] : next), ahead, row_bytes);
     const int64_t position = is_ordered ? copy.order[at] : at;
     take(position, row_of<Index>(copy, position));
   }

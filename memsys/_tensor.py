@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import sys
 import weakref
@@ -80,6 +81,8 @@ def span_of(tensor: torch.Tensor) -> tuple[int, int]:
 
 def extent_of(tensor: torch.Tensor) -> int:
     """Bytes from the tensor's first to its last element."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
     begin, end = span_of(tensor)
     return end - begin
 
@@ -106,11 +109,7 @@ def pointer_of(tensor: torch.Tensor) -> int:
 
 def tensor_over(buffer: object, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """A contiguous CPU tensor over a buffer-protocol object, which it keeps alive."""
-    stride, strides = 1, []
-    for size in reversed(shape):
-        strides.append(stride)
-        stride *= max(size, 1)
-    return torch.empty(0, dtype=dtype).set_(storage_over(buffer), 0, shape, tuple(reversed(strides)))
+    return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).resize_(shape)
 
 
 def storage_over(buffer: object) -> torch.UntypedStorage:
@@ -143,7 +142,8 @@ def whole_result(tensor: torch.Tensor) -> torch.Tensor | None:
 
 def is_backed(tensor: torch.Tensor) -> bool:
     """Whether the tensor's storage holds all its elements: a sharded parameter's is emptied between uses."""
-    return span_of(tensor)[1] <= tensor.untyped_storage().nbytes()
+    begin = tensor.storage_offset() * tensor.element_size()
+    return begin + extent_of(tensor) <= tensor.untyped_storage().nbytes()
 
 
 def packed_by(node: object, name: str) -> object:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Smaller outputs come from torch's allocator, whose free lists serve them without a page fault.
 MIN_POOLED_BYTES = 256 << 10
 
 
-@dataclass(frozen=True)
-class GatherChoice:
+class GatherChoice(NamedTuple):
     """Threads, whether the output comes from the pool, and whether the index is visited by region of the table."""
 
     thread_count: int

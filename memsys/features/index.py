@@ -19,6 +19,8 @@ def flat_index(index: Index) -> torch.Tensor:
 
     Raises DtypeError for other dtypes and InputError for other shapes.
     """
+    if _is_flat(index):
+        return index
     tensor = _as_tensor(index)
     if tensor.dtype not in _INTEGERS:
         raise DtypeError(f"an index: wanted int32 or int64, found {tensor.dtype}; convert it with .long()")
@@ -33,6 +35,8 @@ def dim0_index(index: Index, row_count: int) -> tuple[torch.Tensor, tuple[int, .
 
     A boolean mask of one dimension selects its true rows. Raises DtypeError and RangeError.
     """
+    if _is_flat(index):
+        return index, (index.numel(),)
     if isinstance(index, tuple) or index is None or index is Ellipsis:
         raise DtypeError("a table is indexed along dimension 0 only; use table.tensor[...] for the rest")
     tensor = _as_tensor(index)
@@ -44,6 +48,13 @@ def dim0_index(index: Index, row_count: int) -> tuple[torch.Tensor, tuple[int, .
     if tensor.dtype not in _INTEGERS:
         raise DtypeError(f"an index: wanted int32, int64 or a bool mask, found {tensor.dtype}; convert it with .long()")
     return tensor.reshape(-1).contiguous(), tuple(tensor.shape)
+
+
+def _is_flat(index: Index) -> bool:
+    """Whether nothing is left to do: the usual case, told by few questions, for a call costs as much as many rows."""
+    if type(index) is not torch.Tensor or index.dtype not in _INTEGERS or index.layout is not torch.strided:
+        return False
+    return index.dim() == 1 and index.is_contiguous()
 
 
 def _as_tensor(index: Index) -> torch.Tensor:

@@ -24,6 +24,7 @@ from memsys.features.work import GatherWork
 from memsys.runtimes import runtime_for
 
 _CPU = torch.device("cpu")
+_INT32, _INT64 = _C.IndexType.int32, _C.IndexType.int64
 
 
 class HostTable:
@@ -96,6 +97,7 @@ class HostTable:
         self.dtype = self.tensor.dtype
         self.shape = self.tensor.shape
         self.row_bytes = row_bytes
+        self._address = self._core.address
         self._parameter: torch.Tensor | None = None
         self._version = _tensor.version_of(self.tensor)
         self._roads: dict[torch.device, DeviceRoad] = {}
@@ -151,7 +153,7 @@ class HostTable:
 
     def _gather(self, index: Index, out: torch.Tensor | None, thread_count: int) -> torch.Tensor:
         index = flat_index(index)
-        if index.device.type != "cpu":
+        if not index.is_cpu:
             return self._device_road(index.device).gather(index, out if out is None else self._checked_out(out, index))
         self._check_memory()
         count = index.numel()
@@ -159,11 +161,10 @@ class HostTable:
         rows = self._new_rows(count, chosen.is_pooled) if out is None else self._checked_out(out, index)
         position = self._core.gather(
             _tensor.pointer_of(index),
-            _C.IndexType.int32 if index.dtype is torch.int32 else _C.IndexType.int64,
+            _INT32 if index.dtype is torch.int32 else _INT64,
             count,
             _tensor.pointer_of(rows),
             chosen.thread_count,
-            _C.VisitOrder.by_region if chosen.by_region else _C.VisitOrder.as_given,
         )
         if position >= 0:
             raise out_of_range(index, position, len(self))
@@ -181,7 +182,7 @@ class HostTable:
         wanted = (index.numel(), *self.shape[1:])
         if not isinstance(out, torch.Tensor):
             raise DtypeError(f"out: wanted a tensor, found {type(out).__name__}; leave out away for a pooled one")
-        fits = tuple(out.shape) == wanted and out.dtype is self.dtype and out.device == index.device
+        fits = out.shape == wanted and out.dtype is self.dtype and out.device == index.device
         if not fits or not out.is_contiguous():
             raise InputError(
                 f"out: wanted a contiguous {self.dtype} of shape {list(wanted)} on {index.device}, found {out.dtype} "
@@ -237,11 +238,13 @@ class HostTable:
         return self
 
     def _check_memory(self) -> None:
-        held = [self.tensor] if self._parameter is None else [self.tensor, self._parameter]
-        is_there = all(_tensor.pointer_of(one) == self._core.address and _tensor.is_backed(one) for one in held)
-        if self.tensor.numel() > 0 and not is_there:
+        if not self._is_there(self.tensor) or not (self._parameter is None or self._is_there(self._parameter)):
             raise InputError("gather: the table's memory was freed, moved or replaced (resize_, set_, .data); change "
                              "rows by update_rows, or make a new table")  # fmt: skip
+
+    def _is_there(self, tensor: torch.Tensor) -> bool:
+        is_same = _tensor.pointer_of(tensor) == self._address and _tensor.is_backed(tensor)
+        return is_same or self.tensor.numel() == 0
 
     def _device_road(self, device: torch.device) -> DeviceRoad:
         self._check_memory()
@@ -271,9 +274,7 @@ def _from_path(path: str, name: str | None) -> HostTable:
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.numel() == 0 or other.numel() == 0:
-        return False
-    (begin, end), (other_begin, other_end) = (
-        (_tensor.pointer_of(tensor), _tensor.pointer_of(tensor) + _tensor.extent_of(tensor)) for tensor in (one, other)
-    )
-    return begin < other_end and other_begin < end
+    begin, other_begin = _tensor.pointer_of(one), _tensor.pointer_of(other)
+    if begin <= other_begin:
+        return other_begin < begin + _tensor.extent_of(one) and other.numel() > 0
+    return begin < other_begin + _tensor.extent_of(other) and one.numel() > 0

@@ -31,13 +31,12 @@ std::shared_ptr<RowTable> make_table(const std::shared_ptr<Runtime>& runtime, in
 }
 
 int64_t gather(RowTable& self, uintptr_t index, IndexType index_type, int64_t index_count, uintptr_t rows,
-               int64_t thread_count, VisitOrder order, const std::string& backend) {
+               int64_t thread_count, const std::string& backend) {
   return self.gather({.index = pointer_of(index),
                       .index_type = index_type,
                       .index_count = index_count,
                       .rows = pointer_of(rows),
                       .thread_count = thread_count,
-                      .order = order,
                       .backend = backend});
 }
 
@@ -65,9 +64,6 @@ py::dict count_requests_of_rows(int64_t row_bytes, int64_t row_stride_bytes, uin
 
 void bind_table(py::module_& module) {
   py::enum_<IndexType>(module, "IndexType").value("int32", IndexType::int32).value("int64", IndexType::int64);
-  py::enum_<VisitOrder>(module, "VisitOrder")
-      .value("as_given", VisitOrder::as_given)
-      .value("by_region", VisitOrder::by_region);
   py::class_<RowTable, std::shared_ptr<RowTable>>(module, "RowTable", "Rows in host memory, gathered by index.")
       .def(py::init(&make_table), Release(), py::arg("runtime"), py::arg("row_count"), py::arg("row_bytes"),
            py::arg("helper_count"), py::arg("adopted") = 0, py::arg("row_stride_bytes") = 0, py::arg("pool") = 0)
@@ -78,7 +74,7 @@ void bind_table(py::module_& module) {
           },
           "The table's bytes.")
       .def("gather", &gather, Release(), py::arg("index"), py::arg("index_type"), py::arg("index_count"),
-           py::arg("rows"), py::arg("thread_count"), py::arg("order") = VisitOrder::as_given, py::arg("backend") = "",
+           py::arg("rows"), py::arg("thread_count"), py::arg("backend") = "",
            "-1, or the position of the first index out of range, and then nothing was written.")
       .def(
           "allocate_rows",

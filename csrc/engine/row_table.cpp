@@ -8,7 +8,6 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "plan/row_order.h"
 
 namespace memsys {
 namespace {
@@ -23,7 +22,6 @@ constexpr int64_t kParallelBytes = 512 * kKiB;
 constexpr int64_t kParallelIndices = 64 * 1024;
 // Output that no cache holds until its reader comes: written past the caches.
 constexpr int64_t kStreamingBytes = 32 * kMiB;
-constexpr int64_t kRegionBytes = 2 * kMiB;
 
 StorePath choose_path(const RowCopy& copy, int64_t count) {
   return copy.row_bytes * count >= kStreamingBytes ? StorePath::streaming : StorePath::cached;
@@ -34,20 +32,6 @@ const RowCopyBackend& backend_named(const std::string& name) {
   for (const RowCopyBackend& backend : row_copy_backends())
     if (name == backend.name && backend.is_supported()) return backend;
   throw InputError("row copy backend '" + name + "' is not one that this CPU runs; leave the backend empty");
-}
-
-int region_shift(int64_t row_stride_bytes) {
-  int shift = 0;
-  while ((row_stride_bytes << (shift + 1)) <= kRegionBytes) ++shift;
-  return shift;
-}
-
-std::vector<int32_t> order_of(const GatherRequest& request, int64_t row_count, int64_t row_stride_bytes) {
-  const auto count = static_cast<size_t>(request.index_count);
-  const int shift = region_shift(row_stride_bytes);
-  if (request.index_type == IndexType::int32)
-    return order_by_region(std::span(static_cast<const int32_t*>(request.index), count), row_count, shift);
-  return order_by_region(std::span(static_cast<const int64_t*>(request.index), count), row_count, shift);
 }
 
 }  // namespace
@@ -98,11 +82,6 @@ int64_t RowTable::gather(const GatherRequest& request) {
   const int64_t count = request.index_count;
   const int64_t bad = find_bad(copy, backend, count, request.thread_count);
   if (bad >= 0 || count == 0 || options_.row_bytes == 0) return bad;
-  std::vector<int32_t> order;
-  if (request.order == VisitOrder::by_region) {
-    order = order_of(request, options_.row_count, options_.row_stride_bytes);
-    copy.order = order.data();
-  }
   copy.store_path = choose_path(copy, count);
   copy_rows(copy, backend, count, request.thread_count);
   return -1;

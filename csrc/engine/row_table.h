@@ -28,9 +28,6 @@ struct RowTableOptions {
   ForeignPool pool = nullptr;    // whose threads work instead of helpers
 };
 
-// How to visit the index. by_region sorts it by region of the table first: fewer TLB misses, for long lists.
-enum class VisitOrder { as_given, by_region };
-
 // Whose it is to register the table's pages with a device.
 enum class Registration { ours, owners };
 
@@ -41,7 +38,6 @@ struct GatherRequest {
   int64_t index_count = 0;
   void* rows = nullptr;  // packed
   int64_t thread_count = 1;
-  VisitOrder order = VisitOrder::as_given;
   std::string backend;  // of row_copy_backends(); empty: the fastest
 };
 

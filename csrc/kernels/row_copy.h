@@ -24,14 +24,13 @@ struct RowCopy {
   IndexType index_type = IndexType::int64;
   char* packed = nullptr;  // row i of it belongs to index i
   int64_t packed_stride_bytes = 0;
-  const int32_t* order = nullptr;  // in which to visit the index, or null
   StorePath store_path = StorePath::cached;
 };
 
 struct RowCopyBackend {
   const char* name;
   bool (*is_supported)();
-  // Copies table rows to packed rows, for positions [begin, end) of the index, or of `order` where there is one.
+  // Copies table rows to packed rows, for positions [begin, end) of the index.
   void (*gather)(const RowCopy& copy, int64_t begin, int64_t end);
   // Position of the first index outside [-row_count, row_count) within positions [begin, end), or -1.
   int64_t (*find_bad_index)(const RowCopy& copy, int64_t begin, int64_t end);

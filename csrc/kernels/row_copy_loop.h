@@ -56,15 +56,14 @@ MEMSYS_ISA MEMSYS_INLINE void prefetch_row(const char* row, const Ahead& ahead, 
 }
 
 // Calls take(position, row) for each row, with the rows after it on their way.
-template <bool is_ordered, class Index, class Take>
+template <class Index, class Take>
 MEMSYS_ISA MEMSYS_INLINE void visit(const RowCopy& copy, int64_t begin, int64_t end, const Take take) {
   const Ahead ahead = ahead_of(copy.row_bytes);
   const int64_t row_bytes = copy.row_bytes, last_ahead = end - ahead.rows;
   for (int64_t at = begin; at < end; ++at) {
     const int64_t next = at + ahead.rows;
-    if (at < last_ahead) prefetch_row(row_of<Index>(copy, is_ordered ? copy.order[next] : next), ahead, row_bytes);
-    const int64_t position = is_ordered ? copy.order[at] : at;
-    take(position, row_of<Index>(copy, position));
+    if (at < last_ahead) prefetch_row(row_of<Index>(copy, next), ahead, row_bytes);
+    take(at, row_of<Index>(copy, at));
   }
 }
 
@@ -73,7 +72,7 @@ MEMSYS_ISA void copy_rows(const RowCopy& copy, int64_t begin, int64_t end, const
   const auto take = [&](int64_t position, const char* row) MEMSYS_ISA {
     registers.template copy<path>(copy.packed + position * copy.packed_stride_bytes, row);
   };
-  copy.order == nullptr ? visit<false, Index>(copy, begin, end, take) : visit<true, Index>(copy, begin, end, take);
+  visit<Index>(copy, begin, end, take);
 }
 
 template <StorePath path, class Registers>

@@ -1,4 +1,4 @@
-"""How a gather on a CPU runs, as a pure function of sizes, so that the choice can be printed and tested."""
+"""How a gather on a CPU runs, as a pure function of sizes, so that the choice can be tested."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ MIN_POOLED_BYTES = 256 << 10
 
 
 class GatherChoice(NamedTuple):
-    """Threads, whether the output comes from the pool, and whether the index is visited by region of the table."""
+    """Threads, and whether the output comes from the pool."""
 
     thread_count: int
     is_pooled: bool
-    by_region: bool
-    reason: str
 
 
 def choose(row_bytes: int, index_count: int, thread_count: int, is_child: bool = False) -> GatherChoice:
-    """The choice for `index_count` rows of `row_bytes` bytes; a forked child has neither threads nor pool.
-
-    Visiting by region is never chosen: it sorts the index and then writes rows in a random order, which took 1.5 to 2
-    times as long as the order given for rows of 256 to 2408 bytes (2 cores, 200,000 of 2 million rows).
-    """
+    """The choice for `index_count` rows of `row_bytes` bytes; a forked child has neither threads nor pool."""
     if is_child:
-        return GatherChoice(1, False, False, "a forked child: one thread, no pool")
-    is_pooled = row_bytes * index_count >= MIN_POOLED_BYTES
-    return GatherChoice(thread_count, is_pooled, False, "rows in the order given")
+        return GatherChoice(1, False)
+    return GatherChoice(thread_count, row_bytes * index_count >= MIN_POOLED_BYTES)

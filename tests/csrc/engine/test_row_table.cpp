@@ -1,6 +1,6 @@
 // Rows gathered from a table: what memcpy gives at every size at which the table changes its way (one thread or many,
-// through the caches or past them), in either order of visiting; the first bad index, and not a row written with it;
-// a forked child finds the table and gathers alone.
+// through the caches or past them); the first bad index, and not a row written with it; a forked child finds the table
+// and gathers alone.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -82,23 +82,21 @@ bool is_gathered(const char* table, int64_t stride_bytes, const Shape& shape, co
   return true;
 }
 
-// Gathers in both orders and with both types of index, on a few numbers of threads.
+// Gathers with both types of index, on a few numbers of threads.
 void check_gather(RowTable& table, const Shape& shape, int64_t stride_bytes, int64_t count) {
   const std::vector<int64_t> wide = draw_index(shape.row_count, count, static_cast<uint64_t>(count));
   const std::vector<int32_t> narrow(wide.begin(), wide.end());
-  for (const VisitOrder order : {VisitOrder::as_given, VisitOrder::by_region})
-    for (const int64_t thread_count : {1, 2, 4}) {
-      const bool is_narrow = thread_count == 2;
-      const Rows rows(count * shape.row_bytes, 3 * thread_count);
-      GatherRequest request{.index = wide.data(), .index_count = count, .rows = rows.data(), .backend = {}};
-      if (is_narrow) request.index = narrow.data();
-      request.index_type = is_narrow ? IndexType::int32 : IndexType::int64;
-      request.thread_count = thread_count;
-      request.order = order;
-      CHECK_EQUAL(table.gather(request), -1);
-      CHECK(is_gathered(static_cast<const char*>(table.data()), stride_bytes, shape, wide, rows.data()));
-      CHECK(rows.has_guards());
-    }
+  for (const int64_t thread_count : {1, 2, 4}) {
+    const bool is_narrow = thread_count == 2;
+    const Rows rows(count * shape.row_bytes, 3 * thread_count);
+    GatherRequest request{.index = wide.data(), .index_count = count, .rows = rows.data(), .backend = {}};
+    if (is_narrow) request.index = narrow.data();
+    request.index_type = is_narrow ? IndexType::int32 : IndexType::int64;
+    request.thread_count = thread_count;
+    CHECK_EQUAL(table.gather(request), -1);
+    CHECK(is_gathered(static_cast<const char*>(table.data()), stride_bytes, shape, wide, rows.data()));
+    CHECK(rows.has_guards());
+  }
 }
 
 void check_shape(const Shape& shape, int64_t count, std::optional<uint64_t> seed = {}) {
@@ -128,7 +126,7 @@ TEST(table_gathers_rows_wider_than_a_piece_and_lists_longer_than_a_batch) {
   check_shape({.row_count = 7, .row_bytes = 200'001, .helper_count = 2}, 47);
   check_shape({.row_count = 1000, .row_bytes = 1, .helper_count = 2}, kParallelBytes + 3);
   check_shape({.row_count = 100'000, .row_bytes = 12, .helper_count = 0}, kParallelIndices + 1);
-  check_shape({.row_count = 40'000, .row_bytes = 129, .helper_count = 2}, 3 * kParallelIndices / 2);  // many regions
+  check_shape({.row_count = 40'000, .row_bytes = 129, .helper_count = 2}, 3 * kParallelIndices / 2);
 }
 
 TEST(table_gathers_under_a_seeded_executor) {
@@ -179,7 +177,6 @@ TEST(table_reports_the_first_bad_index_and_writes_nothing) {
         index.back() = std::numeric_limits<int64_t>::min();
         GatherRequest request{.index = index.data(), .index_count = count, .rows = rows.data(), .backend = {}};
         request.thread_count = thread_count;
-        request.order = thread_count == 1 ? VisitOrder::as_given : VisitOrder::by_region;
         CHECK_EQUAL(table.gather(request), first);
         CHECK(rows.is_untouched(-kGuardBytes, count * 8 + kGuardBytes));
       }
@@ -214,15 +211,13 @@ TEST(table_without_rows_or_without_width) {
   RowTable none = make_table(runtime, {.row_count = 0, .row_bytes = 16}), flat = make_table(runtime, {.row_count = 3});
   CHECK_EQUAL(none.size_bytes(), 0);
   CHECK_EQUAL(flat.size_bytes(), 0);
-  for (const VisitOrder order : {VisitOrder::as_given, VisitOrder::by_region}) {
-    GatherRequest request{.index = index.data(), .index_count = 4, .rows = rows.data(), .order = order, .backend = {}};
-    CHECK_EQUAL(none.gather(request), 0);  // no index is right
-    CHECK_EQUAL(flat.gather(request), 3);
-    request.index_count = 3;
-    CHECK_EQUAL(flat.gather(request), -1);
-    request.index_count = 0;
-    CHECK_EQUAL(none.gather(request), -1);
-  }
+  GatherRequest request{.index = index.data(), .index_count = 4, .rows = rows.data(), .backend = {}};
+  CHECK_EQUAL(none.gather(request), 0);  // no index is right
+  CHECK_EQUAL(flat.gather(request), 3);
+  request.index_count = 3;
+  CHECK_EQUAL(flat.gather(request), -1);
+  request.index_count = 0;
+  CHECK_EQUAL(none.gather(request), -1);
   CHECK(rows.is_untouched(-kGuardBytes, 64 + kGuardBytes));
 }
 

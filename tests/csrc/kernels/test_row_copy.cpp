@@ -8,7 +8,6 @@
 #include <cstring>
 #include <functional>
 #include <new>
-#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -71,7 +70,6 @@ struct Case {
   int64_t row_count = 1;
   std::vector<int64_t> index = {};
   IndexType index_type = IndexType::int64;
-  std::vector<int32_t> order = {};
   int64_t begin = 0, end = 0;
   int64_t table_offset = 0, target_offset = 0;  // from a line
   int64_t table_gap = 0, target_gap = 0;        // between rows
@@ -83,9 +81,9 @@ struct Case {
 std::string describe(const Case& it, const RowCopyBackend& backend, StorePath path) {
   std::ostringstream text;
   text << backend.name << (path == StorePath::streaming ? " streaming: [" : " cached: [") << it.begin << ", " << it.end
-       << ") of " << it.index.size() << (it.order.empty() ? "" : " reordered") << " indices into " << it.row_count
-       << " rows of " << it.row_bytes << " bytes, offsets " << it.table_offset << " and " << it.target_offset
-       << ", gaps " << it.table_gap << " and " << it.target_gap;
+       << ") of " << it.index.size() << " indices into " << it.row_count << " rows of " << it.row_bytes
+       << " bytes, offsets " << it.table_offset << " and " << it.target_offset << ", gaps " << it.table_gap << " and "
+       << it.target_gap;
   return text.str();
 }
 
@@ -98,15 +96,13 @@ RowCopy copy_of(const Case& it, const std::vector<int32_t>& narrow, const char* 
           .index = is_narrow ? static_cast<const void*>(narrow.data()) : it.index.data(),
           .index_type = it.index_type,
           .packed = target,
-          .packed_stride_bytes = it.row_bytes + it.target_gap,
-          .order = it.order.empty() ? nullptr : it.order.data()};
+          .packed_stride_bytes = it.row_bytes + it.target_gap};
 }
 
 void gather_simply(const Case& it, const char* table, char* target) {
   for (int64_t at = it.begin; at < it.end; ++at) {
-    const int64_t position = it.order.empty() ? at : it.order[static_cast<size_t>(at)];
-    const int64_t index = it.index[static_cast<size_t>(position)];
-    std::memcpy(target + position * (it.row_bytes + it.target_gap),
+    const int64_t index = it.index[static_cast<size_t>(at)];
+    std::memcpy(target + at * (it.row_bytes + it.target_gap),
                 table + (index < 0 ? index + it.row_count : index) * (it.row_bytes + it.table_gap),
                 static_cast<size_t>(it.row_bytes));
   }
@@ -142,7 +138,7 @@ std::vector<int64_t> draw_index(std::mt19937& random, int64_t row_count, size_t 
   return index;
 }
 
-// Up to `most_bytes` of output, by indices of every kind; now and then a part of it, reordered, or with gaps.
+// Up to `most_bytes` of output, by indices of every kind; now and then a part of it, or with gaps.
 Case draw(std::mt19937& random, int64_t row_bytes, int64_t most_bytes) {
   const auto below = [&](int64_t end) { return std::uniform_int_distribution<int64_t>(0, end - 1)(random); };
   Case it{.row_bytes = row_bytes, .row_count = 1 + below(30)};
@@ -151,11 +147,6 @@ Case draw(std::mt19937& random, int64_t row_bytes, int64_t most_bytes) {
   it.end = static_cast<int64_t>(it.index.size());
   if (below(2) == 0) it.begin = below(it.end + 1);
   if (below(2) == 0) it.end = it.begin + below(it.end - it.begin + 1);
-  if (below(3) == 0) {
-    it.order.resize(it.index.size());
-    std::iota(it.order.begin(), it.order.end(), 0);
-    std::shuffle(it.order.begin(), it.order.end(), random);
-  }
   it.table_offset = below(kLine);
   it.target_offset = below(kLine);
   it.table_gap = below(3) == 0 ? below(200) : 0;

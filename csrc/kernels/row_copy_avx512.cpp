@@ -44,7 +44,15 @@ struct Registers {
       store<path>(target + at + 3 * kVectorBytes, fourth);
     }
     for (; at < whole_bytes; at += kVectorBytes) store<path>(target + at, _mm512_loadu_si512(source + at));
-    if (tail != 0) _mm512_mask_storeu_epi8(target + at, tail, _mm512_maskz_loadu_epi8(tail, source + at));
+    if (tail == 0) return;
+    // Past the first register the last one overlaps it: a masked one takes longer, over lines' ends most of all.
+    const int64_t last = row_bytes - kVectorBytes;
+    if (last > 0) return _mm512_storeu_si512(target + last, _mm512_loadu_si512(source + last));
+    const int64_t last_half = row_bytes - kVectorBytes / 2;
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + last_half));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + last_half), high);
   }
 
  private:

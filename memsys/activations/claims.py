@@ -28,7 +28,8 @@ _CHAINS = {
 class ParameterClaim:
     """Passes parameters, buffers and autocast's cached copies of parameters."""
 
-    stage = 0
+    stage = 1
+    in_backward = False
 
     def __init__(self, parameters: ParameterFilter, stats: OffloadStats, min_bytes: int) -> None:
         self._parameters = parameters
@@ -85,6 +86,7 @@ class ActivationClaim:
     """Applies the policy to one forward's saved tensors."""
 
     stage = 3
+    in_backward = False
 
     def __init__(self, *, mover: Mover, policy: Policy, device: torch.device, min_bytes: int, marks: LayerMarks,
                  aliases: AliasTable, recipes: RecipeBook | None, stats: OffloadStats, record: ForwardRecord,

@@ -104,4 +104,17 @@ void File::sync() {
   if (error != 0) throw spill_error(error, "cannot write '" + path_ + "' through to its disk", descriptor_);
 }
 
+// Both are advice: a file system that knows neither is right all the same.
+void File::drop_cached(int64_t offset, int64_t bytes) const noexcept {
+  // A range that ends inside a page would leave that page where it is.
+  const int64_t page_bytes = ::sysconf(_SC_PAGESIZE);
+  const int64_t begin = align_down(offset, page_bytes);
+  static_cast<void>(
+      ::posix_fadvise(descriptor_, begin, align_up(offset + bytes, page_bytes) - begin, POSIX_FADV_DONTNEED));
+}
+
+void File::stop_read_ahead() const noexcept {
+  static_cast<void>(::posix_fadvise(descriptor_, 0, 0, POSIX_FADV_RANDOM));
+}
+
 }  // namespace memsys

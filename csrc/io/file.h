@@ -39,6 +39,10 @@ class File {
   void reserve(int64_t bytes);
   void truncate(int64_t bytes);
   void sync();  // fdatasync
+  // Lets the page cache forget the pages around the range, where nobody has them mapped or dirty. Advice: never throws.
+  void drop_cached(int64_t offset, int64_t bytes) const noexcept;
+  // Reads through the page cache bring in what was asked for and nothing after it.
+  void stop_read_ahead() const noexcept;
 
  private:
   File() = default;

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_C, module) {
   memsys::bind_store(module);
   memsys::bind_rows(module);
   memsys::bind_system(module);
+  memsys::bind_weights(module);
 }

@@ -10,5 +10,6 @@ void bind_rows(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);
 void bind_store(pybind11::module_& module);
 void bind_system(pybind11::module_& module);
+void bind_weights(pybind11::module_& module);
 
 }  // namespace memsys

@@ -25,6 +25,7 @@ std::shared_ptr<Runtime> make_runtime(const RuntimeOptions& options) {
   runtime->executor = options.seed ? make_seeded_executor(*options.seed) : make_threaded_executor();
   runtime->device = make_device(options, runtime->executor);
   runtime->io = make_io_engine(runtime->executor, options.io);
+  runtime->check_queue = runtime->executor->create_queue("memsys-check");
   if (options.faults == FaultSeam::faulty) {
     runtime->faulty_io = make_faulty_io_engine(runtime->io);
     runtime->io = runtime->faulty_io;

@@ -26,6 +26,7 @@ struct Runtime {
   std::shared_ptr<Executor> executor;
   std::shared_ptr<Device> device;
   std::shared_ptr<IoEngine> io;
+  QueueId check_queue = 0;  // checksums of what the readers of weights bring: one thread for all files
   std::shared_ptr<FaultyIoEngine> faulty_io;            // null unless asked for
   std::shared_ptr<FaultyMemoryResource> faulty_memory;  // null unless asked for
 };

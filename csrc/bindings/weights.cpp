@@ -1,10 +1,14 @@
-// Binds the reader of weight files. Addresses cross as integers.
+// Binds the reader of weight files and the window of layers. Addresses cross as integers; weights come out as buffers
+// that keep their lease.
 #include <pybind11/stl.h>
 
+#include <tuple>
 #include <utility>
 
-#include "base/error.h"
+#include "base/bytes.h"
+#include "bindings/byte_view.h"
 #include "bindings/topics.h"
+#include "engine/layer_store.h"
 #include "engine/weight_file.h"
 
 namespace py = pybind11;
@@ -13,6 +17,7 @@ namespace memsys {
 namespace {
 
 using Release = py::call_guard<py::gil_scoped_release>;
+using PartTuple = std::tuple<std::shared_ptr<WeightFile>, int64_t, int64_t>;
 
 std::shared_ptr<WeightFile> open_file(const std::shared_ptr<Runtime>& runtime, const std::string& path,
                                       VerifyMode verify, bool use_direct_io) {
@@ -48,9 +53,38 @@ void set_checksums(WeightFile& self, int64_t offset_bytes, int64_t size_bytes, i
   self.set_checksums(offset_bytes, size_bytes, unit_bytes, std::move(numbers));
 }
 
-}  // namespace
+std::vector<LayerParts> layers_of(const std::vector<std::vector<PartTuple>>& layers) {
+  std::vector<LayerParts> result;
+  for (const auto& parts : layers) {
+    LayerParts& layer = result.emplace_back();
+    for (const auto& [file, offset_bytes, size_bytes] : parts) layer.push_back({file, offset_bytes, size_bytes});
+  }
+  return result;
+}
 
-void bind_weights(py::module_& module) {
+std::shared_ptr<LayerStore> make_store(const std::shared_ptr<Runtime>& runtime,
+                                       const std::vector<std::vector<PartTuple>>& layers, int64_t window_layers,
+                                       int64_t device_budget_bytes) {
+  return std::make_shared<LayerStore>(LayerStoreOptions{.runtime = runtime,
+                                                        .layers = layers_of(layers),
+                                                        .window_layers = window_layers,
+                                                        .device_budget_bytes = device_budget_bytes});
+}
+
+py::dict stats_of(const LayerStore& self) {
+  const LayerStoreStats stats = self.stats();
+  py::dict result;
+  result["load_count"] = stats.load_count;
+  result["hit_count"] = stats.hit_count;
+  result["read_bytes"] = stats.read_bytes;
+  result["stall_us"] = stats.stall_us;
+  result["resident_bytes"] = stats.resident_bytes;
+  result["peak_resident_bytes"] = stats.peak_resident_bytes;
+  result["in_flight_count"] = stats.in_flight_count;
+  return result;
+}
+
+void bind_file(py::module_& module) {
   py::enum_<VerifyMode>(module, "Verify")
       .value("first", VerifyMode::first)
       .value("always", VerifyMode::always)
@@ -80,6 +114,39 @@ void bind_weights(py::module_& module) {
       .def_property_readonly("is_direct", &WeightFile::is_direct)
       .def_property_readonly("read_count", &WeightFile::read_count)
       .def_property_readonly("read_bytes", &WeightFile::read_bytes);
+}
+
+}  // namespace
+
+void bind_weights(py::module_& module) {
+  bind_file(module);
+  py::enum_<Visit>(module, "Visit")
+      .value("forward", Visit::forward)
+      .value("backward", Visit::backward)
+      .value("forward_only", Visit::forward_only);
+  py::class_<LayerLease, LeaseRef>(module, "LayerLease", "One use of a layer: its bytes stay while this lives.")
+      .def(
+          "part",
+          [](const LeaseRef& self, int64_t index) {
+            const LayerBytes part = self->part(index);
+            return ByteView{self, part.data, part.bytes};
+          },
+          py::arg("index"), "The bytes of one part. The lease lives as long as they do.")
+      .def_property_readonly("part_count", &LayerLease::part_count)
+      .def_property_readonly("layer", &LayerLease::layer);
+  py::class_<LayerStore, std::shared_ptr<LayerStore>>(module, "LayerStore",
+                                                      "A window over the layers of a model whose weights are in files.")
+      .def(py::init(&make_store), Release(), py::arg("runtime"), py::kw_only(), py::arg("layers"),
+           py::arg("window_layers"), py::arg("device_budget_bytes") = -1)
+      .def("acquire", &LayerStore::acquire, Release(), py::arg("layer"), py::arg("visit"),
+           "Waits until the layer is there and verified.")
+      .def("stats", &stats_of)
+      .def_property_readonly("slot_bytes", &LayerStore::slot_bytes)
+      .def_property_readonly("window_layers", &LayerStore::window_layers);
+  module.def(
+      "layer_slot_bytes",
+      [](const std::vector<std::vector<PartTuple>>& layers) { return layer_slot_bytes(layers_of(layers)); },
+      py::arg("layers"), "The memory that one slot of a window over these layers takes.");
 }
 
 }  // namespace memsys

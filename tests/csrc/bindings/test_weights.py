@@ -1,5 +1,7 @@
 """The core's reader of weight files and its window of layers, as Python sees them."""
 
+import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from memsys import _C, _tensor
-from memsys.errors import CorruptionError, InputError
+from memsys.errors import BudgetError, CorruptionError, InputError
 
 LAYERS = 4
 
@@ -94,3 +96,93 @@ def test_a_changed_file_is_refused(runtime: _C.Runtime, path: str) -> None:
         file.read(file.tensors[0]["offset"], 4, _tensor.pointer_of(torch.empty(1)))
     with pytest.raises(CorruptionError):
         _C.WeightFile(runtime, path)
+
+
+def layer_list(file: _C.WeightFile) -> list[list[tuple[_C.WeightFile, int, int]]]:
+    """One layer a tensor, in the order of their names."""
+    ordered = sorted(file.tensors, key=lambda one: one["name"])
+    return [[(file, one["offset"], one["bytes"])] for one in ordered]
+
+
+def value_of(lease: _C.LayerLease) -> torch.Tensor:
+    return _tensor.tensor_over(lease.part(0), torch.float32, (3000 + lease.layer, 7))
+
+
+def walk(store: _C.LayerStore, tensors: dict[str, torch.Tensor]) -> None:
+    """A training step, which looks at every value."""
+    there = [(index, _C.Visit.forward) for index in range(LAYERS)]
+    back = [(index, _C.Visit.backward) for index in reversed(range(LAYERS))]
+    for index, visit in there + back:
+        assert torch.equal(value_of(store.acquire(index, visit)), tensors[f"layer.{index}"])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_a_window_loads_what_it_must(runtime, path, tensors, window: int) -> None:
+    layers = layer_list(_C.WeightFile(runtime, path))
+    budget_bytes = window * _C.layer_slot_bytes(layers)
+    store = _C.LayerStore(runtime, layers=layers, window_layers=window, device_budget_bytes=budget_bytes)
+    assert store.window_layers == window and store.slot_bytes == _C.layer_slot_bytes(layers)
+    walk(store, tensors)
+    assert store.stats()["load_count"] == 2 * LAYERS - window
+    walk(store, tensors)
+    assert store.stats()["load_count"] == 4 * LAYERS - 3 * window
+    runtime.drain()
+    stats = store.stats()
+    assert stats["in_flight_count"] == 0 and stats["hit_count"] > 0 and stats["stall_us"] > 0
+    assert stats["resident_bytes"] == stats["peak_resident_bytes"] == budget_bytes
+    assert stats["read_bytes"] >= stats["load_count"] * tensors["layer.0"].nbytes
+    with pytest.raises(BudgetError, match=f"where {window - 1} would fit"):
+        _C.LayerStore(runtime, layers=layers, window_layers=window, device_budget_bytes=budget_bytes - 1)
+
+
+def test_a_tensor_keeps_its_lease(runtime, path, tensors) -> None:
+    store = _C.LayerStore(runtime, layers=layer_list(_C.WeightFile(runtime, path)), window_layers=1)
+    kept = value_of(store.acquire(1, _C.Visit.forward))
+    gc.collect()
+    with pytest.raises(BudgetError, match="layer 2 is wanted"):
+        store.acquire(2, _C.Visit.forward)
+    view = kept[5:]
+    del kept
+    with pytest.raises(BudgetError):
+        store.acquire(2, _C.Visit.forward)
+    assert torch.equal(view, tensors["layer.1"][5:])
+    del view
+    assert torch.equal(value_of(store.acquire(2, _C.Visit.forward)), tensors["layer.2"])
+    last = value_of(store.acquire(3, _C.Visit.forward_only))
+    del store
+    assert torch.equal(last, tensors["layer.3"])
+
+
+def test_threads_wait_without_the_interpreter(runtime, path, tensors) -> None:
+    """Acquires of several threads, each of which may have to wait for what only another thread can begin."""
+    store = _C.LayerStore(runtime, layers=layer_list(_C.WeightFile(runtime, path)), window_layers=3)
+    wrong = []
+
+    def use(first: int) -> None:
+        for turn in range(100):
+            lease = store.acquire((first + turn) % LAYERS, _C.Visit.forward_only)
+            if not torch.equal(value_of(lease), tensors[f"layer.{lease.layer}"]):
+                wrong.append(turn)
+            del lease  # before the next is wanted: three threads, three slots
+
+    threads = [threading.Thread(target=use, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads) and wrong == []
+
+
+def test_what_makes_no_sense_is_refused(runtime, path) -> None:
+    file = _C.WeightFile(runtime, path)
+    with pytest.raises(InputError):
+        _C.LayerStore(runtime, layers=[], window_layers=1)
+    with pytest.raises(InputError):
+        _C.LayerStore(runtime, layers=[[(file, 0, file.file_bytes + 1)]], window_layers=1)
+    store = _C.LayerStore(runtime, layers=layer_list(file), window_layers=1)
+    with pytest.raises(InputError, match="no layer 4"):
+        store.acquire(4, _C.Visit.forward)
+    lease = store.acquire(0, _C.Visit.forward)
+    assert lease.part_count == 1
+    with pytest.raises(InputError, match="no part 1"):
+        lease.part(1)

@@ -10,17 +10,9 @@ import numpy as np
 import torch
 
 from memsys import _C, _tensor
+from memsys._dtypes import DTYPES
 from memsys.errors import DtypeError, InputError
 from memsys.runtimes import runtime_for
-
-# The element types of safetensors files, and of .npy files under the same names.
-_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
-    "C128": torch.complex128, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
 
 Source = torch.Tensor | np.ndarray | str | os.PathLike
 
@@ -86,7 +78,7 @@ def _rows_of_file(path: str, name: str | None) -> Rows:
         raise InputError(f"{path} holds no tensor {name!r}; name one of: {', '.join(names[:20])}")
     which = 0 if name is None else names.index(name)
     entry = tensors[which]
-    shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"])
+    shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"])
     if dtype is None or len(shape) == 0:
         raise InputError(f"{path}: wanted rows, found {entry['dtype']} of shape {list(shape)}; save another tensor")
 

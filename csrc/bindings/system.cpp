@@ -1,4 +1,8 @@
-// Binds what env and doctor ask of the machine.
+// Binds what env and doctor ask of the machine, and the checksum that files of weights carry.
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "base/error.h"
 #include "bindings/topics.h"
 #include "device/device.h"
@@ -51,6 +55,32 @@ uint32_t checksum(const py::buffer& data, uint32_t seed) {
   return crc32c(info.ptr, info.size * info.itemsize, seed);
 }
 
+std::vector<uint32_t> checksums_of(uintptr_t address, int64_t bytes, int64_t unit_bytes) {
+  const auto* data = reinterpret_cast<const char*>(address);
+  std::vector<uint32_t> values;
+  values.reserve(static_cast<size_t>((bytes + unit_bytes - 1) / unit_bytes));
+  for (int64_t begin = 0; begin < bytes; begin += unit_bytes)
+    values.push_back(crc32c(data + begin, std::min(unit_bytes, bytes - begin)));
+  return values;
+}
+
+py::bytes checksum_units(uintptr_t address, int64_t bytes, int64_t unit_bytes) {
+  MEMSYS_EXPECT(bytes >= 0 && unit_bytes > 0, InputError,
+                "crc32c_units: wanted bytes of 0 or more in units of 1 or more, found " + std::to_string(bytes) +
+                    " in units of " + std::to_string(unit_bytes) + "; pass a tensor's size and a unit");
+  unit_bytes = std::min(unit_bytes, std::max<int64_t>(bytes, 1));
+  std::vector<uint32_t> values;
+  {
+    const py::gil_scoped_release release;
+    values = checksums_of(address, bytes, unit_bytes);
+  }
+  std::string result;
+  result.reserve(values.size() * sizeof(uint32_t));
+  for (const uint32_t value : values)
+    for (unsigned shift = 0; shift < 32; shift += 8) result += static_cast<char>(value >> shift & 0xFF);
+  return py::bytes(result);
+}
+
 }  // namespace
 
 void bind_system(py::module_& module) {
@@ -58,6 +88,8 @@ void bind_system(py::module_& module) {
   module.def("inspect_spill_folder", &spill_folder, py::arg("folder"));
   module.def("crc32c_implementation", &crc32c_implementation);
   module.def("crc32c", &checksum, py::arg("data"), py::arg("seed") = 0, "CRC32C of contiguous bytes.");
+  module.def("crc32c_units", &checksum_units, py::arg("address"), py::arg("bytes"), py::arg("unit_bytes"),
+             "CRC32C of each unit of the memory at `address`, the last one short: little-endian 32-bit words.");
   module.def("cuda_status", &cuda);
 }
 

@@ -24,6 +24,8 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
+from memsys.weights.pack import pack_weights
+from memsys.weights.unpack import unpack_weights
 
 __all__ = [
     "FILE",
@@ -56,8 +58,10 @@ __all__ = [
     "gather",
     "offload",
     "offload_activations",
+    "pack_weights",
     "prefetch",
     "restore",
     "stats",
+    "unpack_weights",
     "verify",
 ]

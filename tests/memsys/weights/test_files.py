@@ -16,11 +16,11 @@ import torch
 from built import needs_memsys
 from safetensors.torch import load_file, save_file
 from sources import ROOT
-from weight_files import BROKEN, first_tensor, flipped, header_of, relu_model
+from weight_files import BROKEN, assert_same_bits, first_tensor, flipped, header_of, relu_model
 
 needs_memsys()
 
-from memsys import CorruptionError, SpillError, pack_weights, unpack_weights  # noqa: E402
+from memsys import _C, CorruptionError, SpillError, pack_weights, runtimes, unpack_weights  # noqa: E402
 from memsys.weights.checked import open_weights  # noqa: E402
 
 STOCK_VERSION = "0.8"
@@ -170,6 +170,38 @@ def test_a_file_that_changes_under_us(change: str, packed: bytes, tmp_path: Path
     os.utime(path, (1, 1))
     with pytest.raises(CorruptionError, match=r"model\.safetensors"):
         weights.read("embed.weight")
+
+
+FAULTS = {
+    "io_error": SpillError,
+    "corrupt": CorruptionError,
+    "truncated": CorruptionError,
+    "interrupted": None,
+    "again": None,
+    "short_transfer": None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_disk_that_fails(fault: str, tmp_path: Path) -> None:
+    """What the disk did is told, with file and tensor, and nothing is left; what can be completed is."""
+    path = tmp_path / "model.safetensors"
+    model = relu_model(width=64)  # the first tensor reaches the middle of its page, where a bit turns over
+    pack_weights(model, path)
+    runtime = _C.Runtime(_C.DeviceKind.host, faults=_C.FaultSeam.faulty)
+    runtimes.override_runtime(runtime)
+    try:
+        runtime.arm_io(_C.IoFault.__members__[fault], 0)
+        error = FAULTS[fault]
+        if error is None:
+            unpack_weights(path, tmp_path / "plain.safetensors")
+            assert_same_bits(load_file(tmp_path / "plain.safetensors"), model.state_dict())
+            return
+        with pytest.raises(error, match=r"model\.safetensors', tensor 'embed\.weight'"):
+            unpack_weights(path, tmp_path / "plain.safetensors")
+        assert os.listdir(tmp_path) == ["model.safetensors"]
+    finally:
+        runtimes.override_runtime(None)
 
 
 def shards(folder: Path) -> Path:

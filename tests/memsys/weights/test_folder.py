@@ -105,6 +105,13 @@ def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
+def test_an_index_of_any_length_is_not_read(tmp_path: Path, monkeypatch) -> None:
+    folder_with(tmp_path, "a.safetensors")
+    monkeypatch.setattr("memsys.weights.folder._MAX_JSON_BYTES", 10)
+    with pytest.raises(CorruptionError, match=r"index\.json: wanted at most 10 bytes"):
+        open_weights(tmp_path / "model")
+
+
 def test_the_whole_file_goes_before_the_index(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "gone.safetensors")
     save_file({"a": torch.ones(3)}, folder / "model.safetensors")

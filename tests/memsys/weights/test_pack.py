@@ -99,7 +99,7 @@ def test_one_memory_is_stored_once(tmp_path: Path) -> None:
 def test_strides_and_views_are_written_plain(tmp_path: Path) -> None:
     base = random_bits((6, 8), torch.complex64)
     tensors = {"t": base.t(), "step": base[::2, 1::3], "conj": base.conj(), "neg": base.conj().imag,
-               "one": base[0, 0].expand(3, 2)}  # fmt: skip
+               "neg one": base[0, 0].conj().imag, "one": base[0, 0].expand(3, 2)}  # fmt: skip
     pack_weights(tensors, tmp_path / "a.safetensors")
     weights = open_weights(tmp_path / "a.safetensors")
     for name, tensor in tensors.items():

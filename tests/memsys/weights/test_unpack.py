@@ -174,3 +174,15 @@ def test_onto_itself(packed: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SpillError, match=r"none\.safetensors"):
         memsys.unpack_weights(tmp_path / "none.safetensors", {})
+
+
+@pytest.mark.gpu
+def test_tensors_of_a_device(tmp_path: Path) -> None:
+    """Brought over one at a time, in both directions."""
+    model, again = relu_model().cuda(), relu_model().cuda()
+    memsys.pack_weights(model, tmp_path / "packed.safetensors")
+    for parameter in again.parameters():
+        nn.init.zeros_(parameter)
+    memsys.unpack_weights(tmp_path / "packed.safetensors", again)
+    assert all(tensor.is_cuda for tensor in again.state_dict().values())
+    assert_same_bits({name: tensor.cpu() for name, tensor in again.state_dict().items()}, relu_model().state_dict())

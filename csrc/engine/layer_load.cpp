@@ -126,7 +126,13 @@ void LayerSlots::fetch_early() {
 void LayerSlots::schedule_fetch_locked() noexcept {
   if (is_closed_ || !is_walking_ || is_fetch_posted_) return;
   try {
-    runtime_->executor->post(queue_, [this] { fetch_early(); });
+    runtime_->executor->post(queue_, [this] {
+      try {
+        fetch_early();
+      } catch (const std::exception&) {
+        // No memory for the list of slots: as below.
+      }
+    });
     is_fetch_posted_ = true;
   } catch (const std::exception&) {
     // What is not fetched early is loaded when it is wanted.

@@ -134,34 +134,46 @@ void WeightFile::start_piece(const ReadRef& read, const ByteSpan& piece) {
   }
 }
 
-// From a task of the io engine, whose threads are for transfers: what takes time goes on in the queue of checks.
+// From a task of the io engine, whose threads are for transfers: what takes time goes on in the queue of checks. A task
+// does not throw, and whatever fails here ends the piece: whoever waits for it would wait for ever.
 void WeightFile::take_piece(const ReadRef& read, const ByteSpan& piece, std::exception_ptr error) {
   const ByteSpan inside{std::max(piece.begin_bytes, read->wanted.begin_bytes),
                         std::min(piece.end_bytes, read->wanted.end_bytes)};
-  if (error != nullptr) return read->end_piece(with_place(std::move(error), inside.begin_bytes));
+  try {
+    if (error == nullptr && is_left_to_check(read, piece, inside)) return;
+    if (error != nullptr) error = with_place(error, inside.begin_bytes);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  read->end_piece(error);
+}
+
+// Whether a task was posted that ends the piece.
+bool WeightFile::is_left_to_check(const ReadRef& read, const ByteSpan& piece, const ByteSpan& inside) {
   read_count_ += 1;
   read_bytes_ += piece.size_bytes();
-  const bool is_direct = file_->descriptor_for(read->address_of(piece.begin_bytes), piece.begin_bytes,
-                                               piece.size_bytes()) == file_->direct_descriptor();
-  if (is_direct && !checks_.is_due(inside)) return read->end_piece(nullptr);
-  try {
-    runtime_->executor->post(runtime_->check_queue, [read, piece, inside, is_direct] {
-      const WeightFile& self = *read->file;
-      if (!is_direct) self.file_->drop_cached(piece.begin_bytes, piece.size_bytes());
-      read->end_piece(self.check_piece(*read, inside));
-    });
-  } catch (...) {
-    read->end_piece(std::current_exception());
-  }
+  const int descriptor =
+      file_->descriptor_for(read->address_of(piece.begin_bytes), piece.begin_bytes, piece.size_bytes());
+  const bool is_cached = descriptor != file_->direct_descriptor();
+  if (!is_cached && !checks_.is_due(inside)) return false;
+  runtime_->executor->post(runtime_->check_queue, [read, piece, inside, is_cached] {
+    if (is_cached) read->file->file_->drop_cached(piece.begin_bytes, piece.size_bytes());
+    read->end_piece(read->file->check_piece(*read, inside));
+  });
+  return true;
 }
 
 std::exception_ptr WeightFile::check_piece(const Read& read, const ByteSpan& piece) const {
-  const auto mismatch = checks_.check(piece, read.address_of(piece.begin_bytes));
-  if (!mismatch) return nullptr;
-  return std::make_exception_ptr(CorruptionError(
-      place_of(mismatch->unit.begin_bytes) + ": the checksum of " + std::to_string(mismatch->unit.size_bytes()) +
-      " bytes is wrong: wanted " + std::to_string(mismatch->wanted) + ", found " + std::to_string(mismatch->found) +
-      "; the disk or the memory changed them: check both (dmesg), and pack or download the file again"));
+  try {
+    const auto mismatch = checks_.check(piece, read.address_of(piece.begin_bytes));
+    if (!mismatch) return nullptr;
+    throw CorruptionError(
+        place_of(mismatch->unit.begin_bytes) + ": the checksum of " + std::to_string(mismatch->unit.size_bytes()) +
+        " bytes is wrong: wanted " + std::to_string(mismatch->wanted) + ", found " + std::to_string(mismatch->found) +
+        "; the disk or the memory changed them: check both (dmesg), and pack or download the file again");
+  } catch (...) {
+    return std::current_exception();
+  }
 }
 
 std::exception_ptr WeightFile::find_change(int64_t offset_bytes) const {

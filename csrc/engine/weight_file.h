@@ -62,6 +62,7 @@ class WeightFile : public std::enable_shared_from_this<WeightFile> {
   void expect_range(int64_t offset_bytes, int64_t size_bytes) const;
   void start_piece(const ReadRef& read, const ByteSpan& piece);
   void take_piece(const ReadRef& read, const ByteSpan& piece, std::exception_ptr error);
+  bool is_left_to_check(const ReadRef& read, const ByteSpan& piece, const ByteSpan& inside);
   std::exception_ptr check_piece(const Read& read, const ByteSpan& piece) const;
   std::exception_ptr find_change(int64_t offset_bytes) const;
   std::string place_of(int64_t offset_bytes) const;

@@ -79,7 +79,7 @@ inline std::vector<uint32_t> checksums_of(const Weights& weights, size_t tensor,
   std::vector<uint32_t> values;
   const ByteSpan& span = weights.tensors[tensor];
   for (int64_t at = 0; at < span.size_bytes(); at += unit_bytes)
-    values.push_back(crc32c_portable(weights.at(tensor) + at, std::min(unit_bytes, span.size_bytes() - at)));
+    values.push_back(crc32c(weights.at(tensor) + at, std::min(unit_bytes, span.size_bytes() - at)));
   return values;
 }
 

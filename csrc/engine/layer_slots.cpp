@@ -61,6 +61,10 @@ LeaseRef LayerSlots::acquire(const WalkPosition& at) {
   MEMSYS_EXPECT(at.layer >= 0 && std::cmp_less(at.layer, layers_.size()), InputError,
                 "there is no layer " + std::to_string(at.layer) + ": the store has " + std::to_string(layers_.size()) +
                     ", counted from 0");
+  // The slots are zeros in a child, so that it costs no memory; a hit there would be a layer of zeros.
+  MEMSYS_EXPECT(::getpid() == owner_pid_, Error,
+                "a store of layers does not survive fork(): stream the model anew in the child, or start worker "
+                "processes with the 'spawn' method");
   const auto lease = std::make_shared<LayerLease>(shared_from_this());
   const auto begin = Clock::now();
   for (;;) {

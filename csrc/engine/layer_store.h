@@ -37,7 +37,8 @@ struct LayerBytes {
 
 class LayerSlots;
 
-// One use of a layer. Its bytes stay as they are until every lease of the layer is gone, store or no store.
+// One use of a layer. Its bytes stay as they are until every lease of the layer is gone, store or no store; a forked
+// child finds zeros there.
 class LayerLease {
  public:
   explicit LayerLease(std::shared_ptr<LayerSlots> slots) : slots_(std::move(slots)) {}

@@ -1,5 +1,8 @@
 // The window of layers: right bytes at every visit on every engine and schedule, exactly as many loads as the window
 // promises, never a byte over the budget, and leased memory that nothing touches.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <thread>
 
 #include "csrc/engine/layers.h"
@@ -193,6 +196,33 @@ TEST(threads_may_share_a_store) {
     CHECK_EQUAL(failure_count.load(), 0);
     CHECK_EQUAL(store->stats().peak_resident_bytes, 4 * store->slot_bytes());
   }
+}
+
+TEST(a_forked_child_is_told_instead_of_given_zeros) {
+  const Folder folder;
+  const Model model(folder, 4, Layout::packed);
+  const auto runtime = make_runtime({});
+  auto store = make_layer_store(runtime, model, 2);
+  store->acquire(0, Visit::forward);
+  runtime->executor->drain();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    int refused_count = 0;
+    for (const int64_t layer : {0, 1, 3}) {  // there, fetched early, absent
+      try {
+        store->acquire(layer, Visit::forward);
+      } catch (const Error&) {
+        ++refused_count;
+      }
+    }
+    store.reset();
+    ::_exit(refused_count);
+  }
+  int status = 0;
+  CHECK_EQUAL(::waitpid(child, &status, 0), child);
+  CHECK(WIFEXITED(status));
+  CHECK_EQUAL(WEXITSTATUS(status), 3);
+  model.check(*store->acquire(0, Visit::forward));
 }
 
 TEST(layers_may_have_empty_parts_or_none) {

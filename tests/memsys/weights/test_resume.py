@@ -84,7 +84,9 @@ for point in points:
 
 def test_a_kill_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     """Killed before or after system calls drawn by seed, and the last three; the next call finishes."""
-    lines = output_of(KILL, tmp_path / "model.safetensors", random.randrange(2**30)).splitlines()
+    seed = random.randrange(2**30)
+    print(f"seed {seed}")  # shown when the test fails
+    lines = output_of(KILL, tmp_path / "model.safetensors", seed).splitlines()
     assert len(lines) == 9
     assert {line.split()[1] for line in lines} == {"old", "new"}
 

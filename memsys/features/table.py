@@ -157,6 +157,8 @@ class HostTable:
             return self._device_road(index.device).gather(index, out if out is None else self._checked_out(out, index))
         self._check_memory()
         count = index.numel()
+        if len(self) == 0 and count > 0:
+            raise out_of_range(index, 0, 0)  # before memory is taken for rows that can't be
         chosen = choice.choose(self.row_bytes, count, thread_count, self._is_child())
         rows = self._new_rows(count, chosen.is_pooled) if out is None else self._checked_out(out, index)
         position = self._core.gather(

@@ -88,7 +88,7 @@ def random_source(rng: random.Random, dtype: torch.dtype) -> Source:
 
 
 def random_plain_index(rng: random.Random, x: torch.Tensor, many: float = MANY) -> torch.Tensor:
-    rows, row_bytes = len(x), x[:1].numel() * x.element_size()
+    rows, row_bytes = len(x), int(np.prod(x.shape[1:])) * x.element_size()
     count = min(rng.choice([0, 1, 2, rng.randint(3, 40), rng.randint(41, 200)]), 2 + 60_000 // max(row_bytes, 1))
     if rng.random() < many:
         count = (33 << 20) // max(row_bytes, 8)  # for several threads, and more than what is written past the caches

@@ -99,7 +99,8 @@ def read_json(path: str) -> dict[str, object]:
     """The object in a JSON file. Raises SpillError, or CorruptionError for anything else than one object."""
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_JSON_BYTES + 1)
+            # Asked for no more than there is: reading takes memory for all that is asked for.
+            text = file.read(min(os.fstat(file.fileno()).st_size, _MAX_JSON_BYTES) + 1)
     except OSError as error:
         raise SpillError(error.errno, f"{path}: {error.strerror}; check the file") from error
     if len(text) > _MAX_JSON_BYTES:

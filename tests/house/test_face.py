@@ -20,8 +20,9 @@ import json, os, sys, time
 import torch
 opened = []
 def watch(event, arguments):
-    if event == "open" and not str(arguments[0]).endswith((".py", ".pyc", ".so")):
-        opened.append(str(arguments[0]))
+    name = str(arguments[0])
+    if event == "open" and ".pyc" not in name and not name.endswith((".py", ".so")):
+        opened.append(name)
 sys.addaudithook(watch)
 threads = len(os.listdir("/proc/self/task"))
 opened.clear()
@@ -39,7 +40,9 @@ print(json.dumps(found))
 def probe(folder: Path) -> dict:
     """What importing the memsys of this very process does in a fresh one."""
     where = Path(importlib.util.find_spec("memsys").origin).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(where)}
+    # Bytecode of its own: an installed package has it, a source tree may not be allowed to.
+    environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "",
+                   "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}  # fmt: skip
     output = subprocess.check_output([sys.executable, "-c", PROBE], cwd=folder, env=environment, text=True, timeout=120)
     return json.loads(output)
 

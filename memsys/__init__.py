@@ -2,7 +2,7 @@
 
 from memsys.activations.checkpoint import checkpoint
 from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decision, SavedTensor
-from memsys.activations.offload import offload, restore, stats
+from memsys.activations.offload import offload, stats
 from memsys.activations.scope import offload_activations
 from memsys.activations.selective import checkpoint_contexts
 from memsys.activations.stats import OffloadStats
@@ -24,7 +24,10 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
+from memsys.undo import restore
 from memsys.weights.pack import pack_weights
+from memsys.weights.stats import StreamStats
+from memsys.weights.stream import stream, stream_stats
 from memsys.weights.unpack import unpack_weights
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "RowSGD",
     "SavedTensor",
     "SpillError",
+    "StreamStats",
     "UnsupportedError",
     "VerifyReport",
     "checkpoint",
@@ -62,6 +66,8 @@ __all__ = [
     "prefetch",
     "restore",
     "stats",
+    "stream",
+    "stream_stats",
     "unpack_weights",
     "verify",
 ]

@@ -26,6 +26,8 @@ _VIEW_NODES = ("TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBack
 # A context that sees every operation, and the types of operations.
 DispatchMode = TorchDispatchMode
 OPERATIONS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+# Functions that hand out a tensor's bytes, to be compared with.
+STORAGE_METHOD, ADDRESS_METHOD = torch.Tensor.untyped_storage, torch.Tensor.data_ptr
 _CAST_NODE = "ToCopyBackward0"
 _CHAIN_LIMIT = 6
 _AUTOCAST_KEYS = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}
@@ -120,6 +122,35 @@ def storage_over(buffer: object) -> torch.UntypedStorage:
 def bytes_over(storage: torch.UntypedStorage) -> torch.Tensor:
     """The storage's bytes, as a tensor."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def become(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Gives a parameter on the meta device the bytes of `value`; it stays the object that others hold."""
+    is_grad = target.requires_grad and (value.is_floating_point() or value.is_complex())
+    fresh = torch.nn.Parameter(value, requires_grad=is_grad)
+    fresh.__dict__.update(target.__dict__)
+    torch.utils.swap_tensors(target, fresh)
+
+
+def description_of(kind: type[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """A tensor of a subclass that has the shape, dtype and device of `like`, and no bytes."""
+    return torch.Tensor._make_wrapper_subclass(kind, like.shape, dtype=like.dtype, device=like.device)
+
+
+def untouched(function: Callable, args: tuple, kwargs: dict) -> object:
+    """Calls a torch function as if none of its arguments were of a subclass that overrides it."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return function(*args, **kwargs)
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Has `function` called when the backward that this thread is running ends well."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def map_leaves(function: Callable[[object], object], values: object) -> object:
+    """The nested tuples, lists and dictionaries of `values`, with `function` applied to what is in them."""
+    return torch.utils._pytree.tree_map(function, values)
 
 
 def maker_of(tensor: torch.Tensor) -> str:

@@ -140,6 +140,8 @@ void bind_weights(py::module_& module) {
            py::arg("window_layers"), py::arg("device_budget_bytes") = -1)
       .def("acquire", &LayerStore::acquire, Release(), py::arg("layer"), py::arg("visit"),
            "Waits until the layer is there and verified.")
+      .def("drop", &LayerStore::drop, Release(), py::arg("layer"),
+           "Somebody wrote to the layer's memory: it is read again once its last lease is gone.")
       .def("stats", &stats_of)
       .def_property_readonly("slot_bytes", &LayerStore::slot_bytes)
       .def_property_readonly("window_layers", &LayerStore::window_layers);

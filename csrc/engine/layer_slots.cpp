@@ -145,10 +145,24 @@ void LayerSlots::release(int64_t index) {
   const std::lock_guard lock(mutex_);
   Slot& slot = slots_[static_cast<size_t>(index)];
   if (--slot.lease_count > 0) return;
+  if (slot.is_spoilt) empty_locked(slot);
   if (is_closed_)
     dropped = std::move(slot.memory);
   else
     schedule_fetch_locked();
+}
+
+void LayerSlots::drop(int64_t layer) {
+  const std::lock_guard lock(mutex_);
+  Slot* slot = find_locked(layer);
+  if (slot == nullptr || slot->load != nullptr) return;  // what is on its way is as the file has it
+  slot->is_spoilt = true;
+  if (slot->lease_count == 0) empty_locked(*slot);
+}
+
+void LayerSlots::empty_locked(Slot& slot) {
+  slot.layer = -1;
+  slot.is_spoilt = false;
 }
 
 void LayerSlots::close() {

@@ -23,6 +23,7 @@ class LayerSlots : public std::enable_shared_from_this<LayerSlots> {
 
   LeaseRef acquire(const WalkPosition& at);
   void release(int64_t slot);
+  void drop(int64_t layer);
   // No more loads; returns once none is under way.
   void close();
 
@@ -51,7 +52,8 @@ class LayerSlots : public std::enable_shared_from_this<LayerSlots> {
     Buffer memory;  // none before the first load
     int64_t layer = -1;
     int64_t lease_count = 0;
-    LoadRef load;  // null: the layer is there
+    LoadRef load;            // null: the layer is there
+    bool is_spoilt = false;  // the layer goes with its last lease
   };
 
   // What an acquire found, or began, under the lock. blocked: it has to wait for the load of another layer.
@@ -74,6 +76,7 @@ class LayerSlots : public std::enable_shared_from_this<LayerSlots> {
   void schedule_fetch();
   std::vector<WindowSlot> view_locked() const;
   Slot* find_locked(int64_t layer);
+  static void empty_locked(Slot& slot);
   std::string describe_held_locked() const;
 
   const std::shared_ptr<Runtime> runtime_;

@@ -27,6 +27,8 @@ LayerStore::~LayerStore() { slots_->close(); }
 
 LeaseRef LayerStore::acquire(int64_t layer, Visit visit) { return slots_->acquire({layer, visit}); }
 
+void LayerStore::drop(int64_t layer) { slots_->drop(layer); }
+
 LayerStoreStats LayerStore::stats() const { return slots_->stats(); }
 
 int64_t LayerStore::slot_bytes() const { return slots_->slot_bytes(); }

@@ -72,6 +72,8 @@ class LayerStore {
   // Blocks (the GIL released) until the layer is there and verified. Throws what its load failed with, after which
   // the next acquire tries anew; BudgetError if every slot is leased or on its way to somebody else.
   LeaseRef acquire(int64_t layer, Visit visit);
+  // Somebody wrote to the layer's memory: the next acquire after its last lease reads it again.
+  void drop(int64_t layer);
   LayerStoreStats stats() const;
   int64_t slot_bytes() const;
   int64_t window_layers() const;

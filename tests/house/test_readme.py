@@ -29,6 +29,7 @@ def test_blocks_and_keywords_are_found() -> None:
 def test_the_examples_run(tmp_path: Path, monkeypatch) -> None:
     needs_memsys()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     found = blocks(README, "python")
     assert found
     namespace: dict[str, object] = {"__name__": "readme"}

@@ -208,6 +208,60 @@ class RowTable:
     @property
     def address(self) -> int: ...
 
+class RowKeep(enum.Enum):
+    window = ...
+    lru = ...
+
+class RowReader:
+    """Staging and budget that row stores share."""
+
+    # Throws BudgetError where the staging alone is more than the budget; -1: bytes are only counted.
+    def __init__(
+        self, runtime: Runtime, *, max_run_bytes: int = ..., slot_count: int = ..., device_budget_bytes: int = -1
+    ) -> None: ...
+    @property
+    def max_run_bytes(self) -> int: ...
+    @property
+    def budget(self) -> ByteBudget: ...
+
+class RowStore:
+    """The rows of one layer that are resident."""
+
+    # `offset`: of row 0 in the file; `parts`: (offset within a row, bytes) of what is kept; `hot`: ids that stay once
+    # they came; `bias`: the address of row_count * bias_bytes bytes that outlive the store, or 0.
+    def __init__(
+        self,
+        *,
+        reader: RowReader,
+        file: WeightFile,
+        offset: int,
+        row_count: int,
+        stride_bytes: int,
+        unit_bytes: int,
+        parts: list[tuple[int, int]],
+        capacity_rows: int,
+        keep: RowKeep = ...,
+        window_steps: int = 1,
+        hot: list[int] = ...,
+        bias: int = 0,
+        bias_bytes: int = 0,
+        amplification: float = 1.25,
+    ) -> None: ...
+    # `ids` and `rows` are addresses of `count` int64; ids ascend strictly.
+    def step(self, ids: int, count: int, rows: int) -> None: ...
+    def clear(self) -> None: ...
+    def matrix(self) -> ByteView: ...
+    def bias(self) -> ByteView: ...
+    def neurons(self) -> ByteView: ...
+    @property
+    def resident_count(self) -> int: ...
+    @property
+    def capacity_rows(self) -> int: ...
+    @property
+    def row_bytes(self) -> int: ...
+    def stats(self) -> dict[str, int]: ...
+    def check_invariants(self) -> None: ...
+
 class TensorReader:
     """Reads tensors of a .npy or .safetensors file, checked."""
 

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, module) {
   memsys::bind_rows(module);
   memsys::bind_system(module);
   memsys::bind_weights(module);
+  memsys::bind_row_store(module);
 }

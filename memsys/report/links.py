@@ -51,7 +51,7 @@ def measure_file_rates(folder: str | os.PathLike[str], file_bytes: int = _FILE_B
     Raises:
         OSError: the folder is missing, read-only or full.
     """
-    with _nameless_file(folder) as (descriptor, is_direct), ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with nameless_file(folder) as (descriptor, is_direct), ThreadPoolExecutor(IN_FLIGHT) as pool:
         buffers = [mmap.mmap(-1, BLOCK_BYTES) for _ in range(IN_FLIGHT)]
         for index, buffer in enumerate(buffers):
             buffer[:] = os.urandom(1 << 16) * (BLOCK_BYTES >> 16) if index == 0 else buffers[0][:]
@@ -89,7 +89,7 @@ def _run_lanes(
 
 
 @contextlib.contextmanager
-def _nameless_file(folder: str | os.PathLike[str]) -> Iterator[tuple[int, bool]]:
+def nameless_file(folder: str | os.PathLike[str]) -> Iterator[tuple[int, bool]]:
     """(descriptor, whether it is direct) of a file without a name, so that nothing is left behind."""
     for flags, is_direct in ((os.O_DIRECT, True), (0, False)):
         try:

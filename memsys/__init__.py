@@ -25,6 +25,7 @@ from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
 from memsys.undo import restore
+from memsys.weights.coverage import CoverageReport, coverage
 from memsys.weights.pack import pack_weights
 from memsys.weights.stats import StreamStats
 from memsys.weights.stream import stream, stream_stats
@@ -38,6 +39,7 @@ __all__ = [
     "ROWS",
     "BudgetError",
     "CorruptionError",
+    "CoverageReport",
     "Decision",
     "DeviceError",
     "DtypeError",
@@ -59,6 +61,7 @@ __all__ = [
     "VerifyReport",
     "checkpoint",
     "checkpoint_contexts",
+    "coverage",
     "gather",
     "offload",
     "offload_activations",

@@ -93,7 +93,7 @@ def test_import_is_quick_and_quiet(tmp_path: Path) -> None:
     needs_memsys()
     runs = [probe(tmp_path) for _ in range(3)]
     assert min(run["elapsed_ms"] for run in runs) < IMPORT_MS, runs
-    assert runs[0]["opened"] == []
+    assert runs[-1]["opened"] == []  # the first wrote bytecode
     assert not runs[0]["gpu"]
     assert runs[0]["devices"] == []
     assert runs[0]["threads"] == 0

@@ -176,6 +176,30 @@ def test_networks_of_one_pool_share_the_scratch(tmp_path):
     assert used == staging_bytes() + dense_bytes + 3 * matrix_bytes
 
 
+def test_the_scratch_is_zero_but_for_active_rows(tmp_path):
+    """Else what one network left there would reach another: 0 times infinity is no number."""
+    nets = [make_net(seed=seed) for seed in range(2)]
+    nets[0].down.weight[:, ::2] = torch.inf
+    pool = RowPool()
+    ffns = []
+    for number, net in enumerate(nets):
+        ffns.append(windowed(net, bundle_place(net, tmp_path / f"{number}.safetensors"), pool=pool))
+    for x in walk(nets[0]):
+        assert not ffns[0](x).isfinite().all()
+        assert torch.equal(ffns[1](x), nets[1](x))
+        active = (nets[1].up(x) > 0).flatten()
+        assert torch.equal(ffns[1].down._scratch.weight, nets[1].down.weight * active)
+
+
+def test_whatever_is_not_zero_is_active(tmp_path):
+    """`down` serves any input, though only one with many zeros is worth it."""
+    net = make_net()
+    ffn = windowed(net, bundle_place(net, tmp_path / "b.safetensors"))
+    h = -torch.rand(2, 160) * (torch.rand(2, 160) > 0.7)
+    assert torch.equal(ffn.down(h), net.down(h))
+    assert ffn.stats()["arrival_count"] == int((h != 0).any(0).sum())
+
+
 def test_a_budget_is_held_and_said_to_be_too_small(tmp_path):
     net = make_net((1024, 96))
     place = bundle_place(net, tmp_path / "b.safetensors")

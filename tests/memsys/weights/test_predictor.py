@@ -67,6 +67,15 @@ def test_it_learns_and_the_report_says_how_well():
     assert "recall" in str(after) and after.token_count == 400
 
 
+def test_rare_neurons_weigh_as_much_as_silent_ones():
+    """From inputs that tell nothing, a balanced loss learns to be undecided; a plain one would never predict any."""
+    torch.manual_seed(0)
+    predictor = LowRankPredictor(D, N, rank=2)
+    batch = (torch.zeros(N, D), torch.eye(N, dtype=torch.bool))
+    train_predictor(predictor, [batch] * 50, epochs=4, learning_rate=1e-2)
+    assert (torch.sigmoid(predictor.scores(batch[0])) - 0.5).abs().max() < 0.05
+
+
 def test_the_report_counts():
     active = torch.tensor([[True, True, False, False], [True, False, False, False]])
     predicted = torch.tensor([[True, False, True, False], [True, False, False, False]])

@@ -26,6 +26,9 @@ from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
 from memsys.undo import restore
 from memsys.weights.coverage import CoverageReport, coverage
+from memsys.weights.ffn import WindowedFFN
+from memsys.weights.ffn_model import ffn_stats, windowed_ffn
+from memsys.weights.masked import FrozenFfn, masked_ffn
 from memsys.weights.pack import pack_weights
 from memsys.weights.stats import StreamStats
 from memsys.weights.stream import stream, stream_stats
@@ -43,6 +46,7 @@ __all__ = [
     "Decision",
     "DeviceError",
     "DtypeError",
+    "FrozenFfn",
     "GatherWork",
     "HostTable",
     "InPlaceError",
@@ -59,10 +63,13 @@ __all__ = [
     "StreamStats",
     "UnsupportedError",
     "VerifyReport",
+    "WindowedFFN",
     "checkpoint",
     "checkpoint_contexts",
     "coverage",
+    "ffn_stats",
     "gather",
+    "masked_ffn",
     "offload",
     "offload_activations",
     "pack_weights",
@@ -73,4 +80,5 @@ __all__ = [
     "stream_stats",
     "unpack_weights",
     "verify",
+    "windowed_ffn",
 ]

@@ -1,15 +1,16 @@
 """Streamed blocks: how often each is read, that nothing else changes, and what is refused."""
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from streamed import WIDTH, Stack, inputs, plain_file, same, stack, step, twin
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import memsys
-from memsys import InputError
+from memsys import InputError, UnsupportedError
 from memsys.weights.away import AwayParameter
 
 
@@ -87,7 +88,14 @@ def test_micro_batches_each_walk_the_window(tmp_path) -> None:
         assert found.grad is None or torch.equal(found.grad, wanted.grad)
 
 
-@pytest.mark.parametrize("run", [again, reentrant, inside])
+def selective(block: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Keeps the results of matrix products."""
+    kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@pytest.mark.parametrize("run", [again, reentrant, inside, selective])
 def test_a_checkpoint_and_its_backward_share_a_visit(run, tmp_path) -> None:
     x = inputs()[0].requires_grad_()
     wanted = step(stack(8, run), x)
@@ -253,6 +261,20 @@ def test_offload_composes(tmp_path) -> None:
         assert memsys.stream_stats(model).window_layers == 2
         memsys.restore(model)
         assert same(step(model, x), wanted)
+
+
+def test_function_transforms_are_refused_by_name(tmp_path) -> None:
+    model = memsys.stream(stack(3), plain_file(stack(3), tmp_path), window=1)
+    with pytest.raises(UnsupportedError, match=r"torch\.func"):
+        torch.func.grad(lambda x: model(x).sum())(inputs()[0])
+
+
+def test_copies_that_autocast_makes_are_told_of(tmp_path, caplog) -> None:
+    model = memsys.stream(stack(3), plain_file(stack(3), tmp_path), window=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(inputs()[0])
+        model(inputs()[0])
+    assert sum("autocast" in record.message for record in caplog.records) == 1
 
 
 def test_blocks_may_be_named(tmp_path) -> None:

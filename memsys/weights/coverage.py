@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from memsys.weights.forecast import FULL_UNION, FfnCoverage, Prediction, known_w
 from memsys.weights.relu_probe import Ffn, linear_layers, probe
 
 WINDOWS = (1, 2, 4, 5, 8, 16)
+_reports: WeakKeyDictionary[nn.Module, CoverageReport] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,15 @@ def coverage(
     if not count:
         raise InputError("coverage: wanted at least one batch, found none; give the batches that the model will see")
     layers = linear_layers(model)
-    return report_of(tuple(_measured(ffn, layers, counter) for ffn, counter in counters.items()), len(layers),
-                     ffn_budget, rates)  # fmt: skip
+    report = report_of(tuple(_measured(ffn, layers, counter) for ffn, counter in counters.items()), len(layers),
+                       ffn_budget, rates)  # fmt: skip
+    _reports[model] = report
+    return report
+
+
+def last_report(model: nn.Module) -> CoverageReport | None:
+    """What coverage last said of this model; memsys.stream(policy="auto") follows it."""
+    return _reports.get(model)
 
 
 def report_of(

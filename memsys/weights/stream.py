@@ -13,8 +13,10 @@ from memsys.errors import BudgetError, InputError, UnsupportedError
 from memsys.runtimes import runtime_for
 from memsys.weights.blocks import Block, StreamedWeight, find_blocks
 from memsys.weights.checked import Weights, open_weights
+from memsys.weights.coverage import CoverageReport, last_report
 from memsys.weights.patch import keep_apart, patch_forward
 from memsys.weights.resident import check_like, fill_resident
+from memsys.weights.row_way import stream_rows
 from memsys.weights.session import StreamSession, stub_of
 from memsys.weights.stats import StreamStats
 from memsys.weights.walk import Walk
@@ -22,7 +24,7 @@ from memsys.weights.walk import Walk
 logger = logging.getLogger("memsys")
 
 _KEY = "memsys_streamed"
-_POLICIES = ("auto", "layers")
+_POLICIES = ("auto", "layers", "rows")
 # Without a budget: of the memory that is free once the rest of the model is in place.
 _DEFAULT_SHARE = "80%"
 
@@ -32,7 +34,7 @@ def stream(
     path: str | os.PathLike[str],
     device_budget: int | str | None = None,
     window: int | None = None,
-    policy: str = "auto",
+    policy: str | CoverageReport = "auto",
     verify: str = "first",
     blocks: str | Sequence[str] | None = None,
 ) -> torch.nn.Module:
@@ -49,7 +51,9 @@ def stream(
         device_budget: bytes, "4GiB" or "50%" (of free memory) for streamed weights, those being read included; by
             default 80 % of what is free. The page cache holds none of the file.
         window: a count of blocks; by default as many as the budget holds.
-        policy: "layers", or "auto", which is that.
+        policy: "layers"; "rows" (the rows of ReLU networks stream, as in memsys.windowed_ffn, the rest stays: for
+            generation only); a report of memsys.coverage, which says which of them; or "auto": what coverage last
+            said of this model, else "layers".
         verify: checksums (of packed files) at the "first" read, "always" or "never".
         blocks: names of the blocks, or of lists of them, where they are not the members of a repeated list.
 
@@ -61,15 +65,28 @@ def stream(
     """
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"stream: wanted a torch.nn.Module, found {type(model).__name__}; pass the model itself")
-    if policy not in _POLICIES:
-        raise InputError(f"stream: policy {policy!r}, wanted one of {', '.join(_POLICIES)}")
+    if policy not in _POLICIES and not isinstance(policy, CoverageReport):
+        raise InputError(f"stream: policy {policy!r}, wanted one of {', '.join(_POLICIES)}, or a report of coverage")
     if session_of(model) is not None:
         raise InputError("stream: this model is streamed already; call memsys.restore(model) first")
     _check_device(model)
     # Weights are made here that others use in other modes.
     with torch.inference_mode(False), torch.device("cpu"):
-        model.__dict__[_KEY] = _stream(model, os.fspath(path), device_budget, window, verify, blocks)
+        if _way(model, policy) == "rows":
+            model.__dict__[_KEY] = stream_rows(model, os.fspath(path), device_budget or _DEFAULT_SHARE, verify)
+        else:
+            model.__dict__[_KEY] = _stream(model, os.fspath(path), device_budget, window, verify, blocks)
     return model
+
+
+def _way(model: torch.nn.Module, policy: str | CoverageReport) -> str:
+    """ "rows" or "layers": a model that fits is a window of all its layers."""
+    report = policy if isinstance(policy, CoverageReport) else last_report(model) if policy == "auto" else None
+    if report is None:
+        return "layers" if policy == "auto" else policy
+    is_rows = report.advice is report.generation and report.generation.way == "rows"
+    logger.info("memsys.stream: %s, because %s", "rows" if is_rows else "layers", report.advice.reason)
+    return "rows" if is_rows else "layers"
 
 
 def _stream(model: torch.nn.Module, path: str, device_budget: int | str | None, window: int | None, verify: str,

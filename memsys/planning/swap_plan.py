@@ -72,12 +72,14 @@ class SwapPlan:
     """A choice for each span of a trace, in its order, and for each segment that is divided by rows the share `alpha`
     of its rows that is swapped.
 
+    reruns: layers whose RECOMPUTE spans come from running the whole layer again from its input (a checkpoint);
     bound_us: no plan within the same budgets can be faster; declined: why nothing is moved at all, or None.
     """
 
     choices: tuple[Choice, ...]
     alphas: Mapping[int, float] = field(default_factory=dict)
     row_tier: Choice = Choice.FILE
+    reruns: tuple[int, ...] = ()
     predicted: Prediction | None = None
     bound_us: float = 0.0
     solver: str = "greedy"

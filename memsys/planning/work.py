@@ -147,7 +147,8 @@ def _divide_rows(trace: StepTrace, plan: SwapPlan, work: Work) -> None:
         rows = moved_row_count(alpha, segment.row_count)
         for index in members:
             span = trace.spans[index]
-            work.moved[index] = span.bytes if rows == segment.row_count else min(span.bytes, rows * span.row_bytes)
+            rest_bytes = max(0, span.bytes - segment.row_count * span.row_bytes)  # of no row
+            work.moved[index] = min(span.bytes, rows * span.row_bytes + rest_bytes) if rows else 0
             work.tier[index] = tier
         if rows < segment.row_count:
             first_us = min(segment.first_use_us, *(work.first_us[index] for index in members))
@@ -219,6 +220,10 @@ def _want(work: Work, index: int, first_us: float) -> None:
 def _order_events(columns: Columns, work: Work, rank: list[int]) -> None:
     count, revival_count = len(rank), len(work.revivals)
     first_us, last_us = np.array(work.first_us, dtype=float), np.array(work.last_us, dtype=float)
+    early = np.flatnonzero(first_us < columns.saved_us)
+    if len(early):
+        raise InputError(f"plan: span {early[0]} is wanted to make something again before it is saved; record the "
+                         "trace again")  # fmt: skip
     revived_us = [revival.first_us for revival in work.revivals]
     us = np.concatenate((columns.saved_us, [columns.trace.forward_us], first_us, revived_us, last_us))
     kind = np.repeat([kind.value for kind in Kind], (count, 1, count, revival_count, count))

@@ -33,10 +33,10 @@ def decoder_trace(layer_count: int = 4, row_count: int = 64, layer_us: float = 1
 
 
 @st.composite
-def traces(draw: st.DrawFn, max_layers: int = 3, max_spans: int = 4) -> StepTrace:
+def traces(draw: st.DrawFn, max_layers: int = 3, max_spans: int = 4, max_rows: int = 8) -> StepTrace:
     """A few layers of a few spans each, some of which can be made again, or divided by the rows of their segment."""
     layer_count = draw(st.integers(1, max_layers))
-    layers = [draw(_layer(max_spans)) for _ in range(layer_count)]
+    layers = [draw(_layer(max_spans, max_rows)) for _ in range(layer_count)]
     forward_us = float(sum(layer[0] for layer in layers))
     spans, segments, begin_us = [], [], 0.0
     for layer, (layer_us, parts, row_count, remake_us) in enumerate(layers):
@@ -59,10 +59,10 @@ def traces(draw: st.DrawFn, max_layers: int = 3, max_spans: int = 4) -> StepTrac
 
 
 @st.composite
-def _layer(draw: st.DrawFn, max_spans: int) -> tuple[int, list[tuple[int, bool, bool]], int, float]:
+def _layer(draw: st.DrawFn, max_spans: int, max_rows: int) -> tuple[int, list[tuple[int, bool, bool]], int, float]:
     part = st.tuples(st.integers(1, 30), st.booleans(), st.booleans())
     parts = draw(st.lists(part, min_size=1, max_size=max_spans))
-    return draw(st.integers(10, 200)), parts, draw(st.integers(1, 8)), float(draw(st.integers(1, 100)))
+    return draw(st.integers(10, 200)), parts, draw(st.integers(1, max_rows)), float(draw(st.integers(1, 100)))
 
 
 @st.composite

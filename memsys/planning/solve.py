@@ -25,7 +25,7 @@ from memsys.planning.trace import StepTrace
 
 _SHORT = 768  # spans that a search goes through itself
 _BLOCKS = 256  # stretches of a longer trace, in the short one that is searched instead
-_TRIES = (64, 1000)
+_TRIES = (64, 400)
 _WORK = 30_000  # spans, times plans, stepped at full length
 
 
@@ -40,9 +40,11 @@ def solve(trace: StepTrace, hardware: Hardware, budgets: Budgets, *, may_rerun: 
     keep_plan = fixed_plan(trace, "keep")
     keep = stepper.step(keep_plan)
     if keep.fits:
-        plan = replace(keep_plan, predicted=keep.predicted, bound_us=keep.predicted.step_us, solver="greedy",
-                       declined=_reason(keep.predicted.peak_device_bytes, budgets))  # fmt: skip
-        return replace(plan, solve_us=(time.perf_counter() - begin) * 1e6)
+        return replace(
+            keep_plan, predicted=keep.predicted, bound_us=keep.predicted.step_us, solver="greedy",
+            declined=_reason(keep.predicted.peak_device_bytes, budgets), solve_us=(time.perf_counter() - begin) * 1e6,
+            budgets=budgets, hardware=hardware, signature=trace.signature,
+        )  # fmt: skip
     menu = Menu(trace, may_rerun)
     bound_us, made_bytes = lower_bound(menu, hardware, budgets)
     if math.isinf(bound_us):
@@ -53,7 +55,7 @@ def solve(trace: StepTrace, hardware: Hardware, budgets: Budgets, *, may_rerun: 
         raise _no_room(trace, hardware, budgets, search.nearest or keep.overruns)
     return replace(
         search.best, predicted=search.found.predicted, bound_us=bound_us, solver=solver,
-        solve_us=(time.perf_counter() - begin) * 1e6,
+        solve_us=(time.perf_counter() - begin) * 1e6, budgets=budgets, hardware=hardware, signature=trace.signature,
     )  # fmt: skip
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+
+from memsys.errors import InputError
+from memsys.planning.describe import describe
+
+FORMAT = "memsys-plan-1"
 
 
 class Choice(Enum):
@@ -74,6 +81,7 @@ class SwapPlan:
 
     reruns: layers whose RECOMPUTE spans come from running the whole layer again from its input (a checkpoint);
     bound_us: no plan within the same budgets can be faster; declined: why nothing is moved at all, or None.
+    budgets, hardware, signature: what it was made for (a signature as `StepTrace.signature`; empty: not known).
     """
 
     choices: tuple[Choice, ...]
@@ -85,3 +93,56 @@ class SwapPlan:
     solver: str = "greedy"
     solve_us: float = 0.0
     declined: str | None = None
+    budgets: Budgets = field(default_factory=Budgets)
+    hardware: Hardware | None = None
+    signature: tuple[int, ...] = ()
+
+    @property
+    def gap(self) -> float:
+        """By what share of the bound the predicted step is above it, at most, the best there is."""
+        return self.predicted.step_us / self.bound_us - 1 if self.predicted is not None and self.bound_us > 0 else 0.0
+
+    def describe(self) -> str:
+        """A few lines: what goes where, what the step should cost, and how far from the best that can be."""
+        return describe(self)
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON."""
+        values = {**asdict(self), "choices": [choice.value for choice in self.choices], "row_tier": self.row_tier.value}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, **values}, file)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SwapPlan:
+        """Reads what `save` wrote. Raises InputError for a file that is no plan."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls.from_dict(json.load(file))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{os.fspath(path)!r}: wanted a plan that memsys saved, found something else ({error!r}); "
+                             "make it again by memsys.plan") from None  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, object]) -> SwapPlan:
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
+        values = {item.name: found[item.name] for item in fields(cls)}
+        values["choices"] = tuple(Choice(word) for word in found["choices"])
+        values["row_tier"] = Choice(found["row_tier"])
+        values["alphas"] = {int(id_): float(alpha) for id_, alpha in found["alphas"].items()}
+        values["reruns"] = tuple(found["reruns"])
+        values["signature"] = tuple(found["signature"])
+        values["budgets"] = Budgets(**found["budgets"])
+        values["hardware"] = None if found["hardware"] is None else _hardware(found["hardware"])
+        values["predicted"] = None if found["predicted"] is None else Prediction(**found["predicted"])
+        if values["signature"] and len(values["signature"]) != len(values["choices"]):
+            raise ValueError(f"{len(values['choices'])} choices for {len(values['signature'])} spans")
+        return cls(**values)
+
+
+def _hardware(found: Mapping[str, object]) -> Hardware:
+    links = {name: None if found[name] is None else Link(**found[name]) for name in ("file", "host")}
+    return Hardware(**{**found, **links})

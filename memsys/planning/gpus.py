@@ -102,7 +102,7 @@ _MACHINES = (
         out_rate=between(120e9, 350e9, "pytorch/torchtitan#3489: 350 GB/s, 120 GB/s across nodes"),
         in_rate=between(120e9, 350e9, "NVIDIA/nvbandwidth#23: 346 GB/s; torchtitan#3489: 120 across nodes"),
         both_share=between(1.4, 2.0, _ASSUMED, False),
-        collective_rate=between(600e9, 770e9, "Azure/AI-benchmarking-guide#7: 770 GB/s between two", False),
+        collective_rate=between(600e9, 770e9, "Azure benchmarking guide#7: 770 GB/s between two", False),
         **_FILE,
     ),
     Machine(

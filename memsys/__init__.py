@@ -24,6 +24,7 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
+from memsys.planning.simulate import Simulation, simulate
 from memsys.undo import restore
 from memsys.weights.coverage import CoverageReport, coverage
 from memsys.weights.ffn import WindowedFFN
@@ -59,6 +60,7 @@ __all__ = [
     "RowAdam",
     "RowSGD",
     "SavedTensor",
+    "Simulation",
     "SpillError",
     "StreamStats",
     "UnsupportedError",
@@ -75,6 +77,7 @@ __all__ = [
     "pack_weights",
     "prefetch",
     "restore",
+    "simulate",
     "stats",
     "stream",
     "stream_stats",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memsys.planning.decoder import Kind, Layer, Operation, layer_of
 from memsys.planning.hardware import Rates
-from memsys.planning.layer import Kind, Layer, Operation, layer_of
 from memsys.planning.shapes import ModelShape
 
 FLASH_BACKWARD = 2.5
@@ -80,12 +80,13 @@ class ComputeModel:
         )
 
     def head_operations(self) -> tuple[Operation, ...]:
-        """Final norm, classifier and loss (its fp32 probabilities over the vocabulary are saved)."""
+        """Final norm, classifier and loss. The loss goes through the vocabulary in chunks, as long sequences need it:
+        no probabilities of the whole sequence are saved."""
         h, size, vocab = self.shape.hidden, self.shape.dtype_bytes, self.shape.vocab
         return (
             Operation("final_norm_op", Kind.MEMORY, 2 * h * size, ("final_norm",), ("final_input",)),
             Operation("classifier", Kind.GEMM, 2 * h * vocab, (), ("final_norm",)),
-            Operation("loss", Kind.MEMORY, vocab * (size + 8), ("probabilities",), ("probabilities",)),
+            Operation("loss", Kind.MEMORY, 2 * vocab * size),
         )
 
     def update_us(self, gpus: int) -> float:

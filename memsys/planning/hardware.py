@@ -5,7 +5,7 @@ The named GPUs are in memsys/planning/gpus.py; this machine is measured by memsy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from memsys.errors import InputError
@@ -65,9 +65,13 @@ class Rates:
     host: Link | None
     file: Link | None
 
-    def hardware(self, window_bytes: int) -> Hardware:
-        """What a planner needs of it; at most `window_bytes` leave, and as many come, at once."""
-        return Hardware(self.file, self.host, window_bytes)
+    def hardware(self, window_bytes: int, gpus: int = 1) -> Hardware:
+        """What a planner needs of it; at most `window_bytes` leave, and as many come, at once. `gpus` share the drives of
+        their machine."""
+        file = self.file
+        if file is not None:
+            file = replace(file, out_rate=file.out_rate / gpus, in_rate=file.in_rate / gpus)
+        return Hardware(file, self.host, window_bytes)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Machine:
     """One GPU with its share of the machine around it.
 
     Shares are of `peak_flops` (dense, bf16) or of `memory_rate`; out and in are as the GPU sees the host's memory;
-    both_share: of out_rate, what both directions carry together when both are busy. file rates: of one GPU, or None.
+    both_share: of out_rate, what both directions carry together when both are busy. file rates: of all the drives of
+    the machine, or None.
     """
 
     name: str

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from memsys.planning.compute import ComputeModel, Load
+from memsys.planning.decoder import ATTENTION_OUTPUT, LAYER_INPUT
 from memsys.planning.hardware import Rates
-from memsys.planning.layer import ATTENTION_OUTPUT, LAYER_INPUT
 from memsys.planning.shapes import ModelShape
 
 KEPT_LAYERS = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memsys.planning.compute import ComputeModel
-from memsys.planning.layer import ATTENTION_OUTPUT, LAYER_INPUT, Operation, Tensor
+from memsys.planning.decoder import ATTENTION_OUTPUT, LAYER_INPUT, Operation, Tensor
 from memsys.planning.trace import SegmentRecord, SpanRecord, StepTrace
 
 # Mixed precision Adam: parameters and gradients in the model's dtype; master copy and two moments in fp32.
@@ -32,9 +32,8 @@ class _Draft:
 def synthetic_trace(model: ComputeModel, gpus: int | None = None) -> StepTrace:
     """A step under the model's load; `gpus` (default: the tensor-parallel ones) share parameters and optimizer."""
     clock, drafts = 0.0, []
-    head = [Tensor("final_input", model.shape.hidden, model.shape.dtype_bytes, "network_add"),
-            Tensor("final_norm", model.shape.hidden, model.shape.dtype_bytes, "final_norm_op", ("final_input",)),
-            Tensor("probabilities", model.shape.vocab, 4, "loss")]  # fmt: skip
+    width, size = model.shape.hidden, model.shape.dtype_bytes
+    head = (Tensor("final_input", width, size, "network_add"), Tensor("final_norm", width, size, "final_norm_op"))
     plan = [(index, model.layer.operations, LAYER_INPUT) for index in range(model.shape.layers)]
     plan.append((-1, model.head_operations(), "final_input"))
     for layer, operations, source in plan:
@@ -125,11 +124,10 @@ def _segment_of(model: ComputeModel, draft: _Draft, spans: list[SpanRecord]) -> 
 
 
 def transient_bytes(model: ComputeModel) -> int:
-    """A bound from below: gradients of the widest tensors in a layer's backward, or the classifier's logits with their
-    gradient, whichever is more."""
+    """A bound from below: the gradients of the widest tensors in a layer's backward."""
     shape, load = model.shape, model.load
-    widest = (2 if shape.is_gated else 1) * shape.ffn + shape.hidden
-    return max(widest, 2 * shape.vocab) * shape.dtype_bytes * load.tokens // load.parallel
+    width = (2 if shape.is_gated else 1) * shape.ffn + shape.hidden
+    return width * shape.dtype_bytes * load.tokens // load.parallel
 
 
 def resident_bytes(model: ComputeModel, gpus: int) -> dict[str, int]:

@@ -8,9 +8,9 @@ import pytest
 
 from memsys.planning import memo
 from memsys.planning.compute import ComputeModel, Load
+from memsys.planning.decoder import Kind
 from memsys.planning.gpus import find_machine
 from memsys.planning.hardware import Corner, Rates
-from memsys.planning.layer import Kind
 from memsys.planning.shapes import SHAPES
 from memsys.planning.swap_plan import Link
 from memsys.planning.synthetic import synthetic_trace

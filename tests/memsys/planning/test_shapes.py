@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsys.errors import InputError
-from memsys.planning.layer import layer_of, layer_units, minimal_units
+from memsys.planning.decoder import layer_of, layer_units, minimal_units
 from memsys.planning.shapes import SHAPES, ModelShape, find_shape
 
 

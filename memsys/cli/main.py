@@ -14,6 +14,7 @@ from memsys.cli.console import Printer
 
 COMMANDS = {
     "train": "train a GPT past the memory budget, and compare with training without memsys",
+    "plan": "what fits and how, before training: bytes, places, added time, the longest sequence",
     "verify": "one training step with and without memsys; gradients compared bit for bit",
     "bench": "step time and peak memory of plain torch, checkpointing, save_on_cpu and memsys",
     "doctor": "check this machine, with a remedy for each problem",

@@ -24,13 +24,14 @@ from memsys.planning.swap_plan import Choice
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("model and load")
-    what.add_argument("--model", choices=SHAPES, metavar="NAME", required=True, help=", ".join(SHAPES))
-    what.add_argument("--seq", type=positive, required=True, help="positions in a sequence")
+    models = f"{', '.join(SHAPES)} (%(default)s, that of `memsys train`)"
+    what.add_argument("--model", choices=SHAPES, metavar="NAME", default="gpt-train", help=models)
+    what.add_argument("--seq", type=positive, default=2048, help="positions in a sequence (%(default)s)")
     what.add_argument("--batch", type=positive, default=1, help="sequences in a step (%(default)s)")
     where = parser.add_argument_group("machine")
-    machine = where.add_mutually_exclusive_group(required=True)
+    machine = where.add_mutually_exclusive_group()
     machine.add_argument("--gpu", choices=MACHINES, metavar="NAME", help=", ".join(MACHINES))
-    machine.add_argument("--here", action="store_true", help="measure this machine: products, memory, links")
+    machine.add_argument("--here", action="store_true", help="this machine: products, memory, links measured (default)")
     where.add_argument("--gpus", type=positive, default=1, help="that share each layer (tensor parallel, %(default)s)")
     where.add_argument("--spill-dir", metavar="FOLDER", help="with --here: whose disk to measure (TMPDIR, or /var/tmp)")
     limits = parser.add_argument_group("budgets of one GPU", 'bytes, "512MiB" or "20GB"')
@@ -76,7 +77,7 @@ def _machine(arguments: argparse.Namespace, printer: Printer) -> Machine:
 def _limits(arguments: argparse.Namespace) -> Limits:
     """On this machine, what is free bounds each tier; of a named one nobody knows what is below the GPU."""
     host, file = arguments.host_budget, arguments.disk_budget
-    if arguments.here:
+    if arguments.gpu is None:
         host = available_host_bytes() if host is None else host
         file = int(0.8 * available_disk_bytes(arguments.spill_dir or default_spill_dir())) if file is None else file
     return Limits(arguments.device_budget, host, file)

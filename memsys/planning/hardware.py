@@ -66,8 +66,8 @@ class Rates:
     file: Link | None
 
     def hardware(self, window_bytes: int, gpus: int = 1) -> Hardware:
-        """What a planner needs of it; at most `window_bytes` leave, and as many come, at once. `gpus` share the drives of
-        their machine."""
+        """What a planner needs of it; at most `window_bytes` leave, and as many come, at once. The machine's drives are
+        shared by `gpus`."""
         file = self.file
         if file is not None:
             file = replace(file, out_rate=file.out_rate / gpus, in_rate=file.in_rate / gpus)

@@ -85,6 +85,7 @@ _SHAPES = (
     ModelShape("llama3-70b", 80, 8192, 28672, 64, kernels=Kernels.EAGER, **_LLAMA3),
     ModelShape("qwen3-8b", 36, 4096, 12288, 32, kernels=Kernels.EAGER, **_QWEN3),
     ModelShape("qwen3-8b-fused", 36, 4096, 12288, 32, **_QWEN3),
+    ModelShape("gpt-train", 6, 512, 2048, 8, 8, vocab=256),  # the GPT of `memsys train`
     ModelShape("gpt-tiny", 4, 256, 1024, 4, 4, vocab=256, is_tied=True),
     ModelShape("llama-tiny", 4, 256, 704, 4, 2, vocab=256, is_gated=True),
 )

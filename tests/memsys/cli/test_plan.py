@@ -97,9 +97,8 @@ def test_the_line_calls_offload_with_keywords_that_it_has(capsys, budgets: list[
 
 @pytest.mark.parametrize(
     "argv",
-    [["plan", "--model", "gpt-7b", "--seq", "10"], ["plan", "--model", "gpt-9b", "--gpu", "a800", "--seq", "10"],
-     ["plan", "--model", "gpt-7b", "--gpu", "a800", "--here", "--seq", "10"], ["plan", "--gpu", "a800", "--seq", "10"],
-     ["plan", "--model", "gpt-7b", "--gpu", "a800"]],
+    [["plan", "--model", "gpt-9b"], ["plan", "--gpu", "k80"], ["plan", "--gpu", "a800", "--here"],
+     ["plan", "--seq", "0"], ["plan", "--gpu", "a800", "--host-budget", "much"]],
 )  # fmt: skip
 def test_bad_options_end_with_status_2(argv, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -136,6 +135,12 @@ def test_here_plans_for_the_processor(small_measures, capsys, tmp_path) -> None:
     # fp32: 16 units of 256 elements, 4 layers, and two of the head.
     assert found["saved_bytes"] == (4 * 16 + 2) * 256 * 512 * 4
     assert found["peak_bytes"]["file"] == found["saved_bytes"]
+
+
+def test_the_default_is_the_model_of_train_on_this_machine(small_measures, capsys, tmp_path) -> None:
+    status, found = run_json(capsys, ["plan", "--spill-dir", str(tmp_path), "--policy", "checkpoint"])
+    assert (found["model"], found["machine"], found["seq"]) == ("gpt-train", "this processor", 2048)
+    assert status == (0 if found["fits"] else 1)
 
 
 def test_a_percentage_of_a_named_gpus_memory(capsys) -> None:

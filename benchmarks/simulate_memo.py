@@ -21,7 +21,7 @@ from memsys.planning.decoder import Kind, layer_units
 from memsys.planning.gpus import find_machine
 from memsys.planning.hardware import Corner, Figure, Machine, exactly
 from memsys.planning.shapes import SHAPES
-from memsys.planning.simulate import Limits, Simulation, simulate_model
+from memsys.planning.simulation import Limits, Simulation, simulate_model
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memo.md"
 SHAPE, MACHINE, GPUS = SHAPES["gpt-7b"], find_machine("a800"), 8

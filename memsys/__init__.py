@@ -24,7 +24,7 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
-from memsys.planning.simulate import Simulation, simulate
+from memsys.planning.simulate import simulate
 from memsys.undo import restore
 from memsys.weights.coverage import CoverageReport, coverage
 from memsys.weights.ffn import WindowedFFN
@@ -60,7 +60,6 @@ __all__ = [
     "RowAdam",
     "RowSGD",
     "SavedTensor",
-    "Simulation",
     "SpillError",
     "StreamStats",
     "UnsupportedError",

@@ -18,7 +18,8 @@ from memsys.planning.hardware import Corner, Machine
 from memsys.planning.longest import Longest, longest_sequences
 from memsys.planning.policies import NAMES
 from memsys.planning.shapes import SHAPES, find_shape
-from memsys.planning.simulate import USABLE_SHARE, Limits, Simulation, simulate
+from memsys.planning.simulate import simulate
+from memsys.planning.simulation import USABLE_SHARE, Limits, Simulation
 from memsys.planning.swap_plan import Choice
 
 

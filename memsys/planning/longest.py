@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from memsys.planning.compute import ComputeModel, Load
 from memsys.planning.hardware import Machine
 from memsys.planning.shapes import ModelShape
-from memsys.planning.simulate import Limits, Simulation, simulate_model
+from memsys.planning.simulation import Limits, Simulation, simulate_model
 
 WAYS = {
     "nothing": ("none", False),

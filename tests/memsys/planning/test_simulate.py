@@ -13,17 +13,17 @@ from memsys.planning.longest import longest_sequences
 from memsys.planning.policies import NAMES, policy_plan
 from memsys.planning.schedule import schedule
 from memsys.planning.shapes import SHAPES
-from memsys.planning.simulate import USABLE_SHARE, Limits
+from memsys.planning.simulation import USABLE_SHARE, Limits, Simulation
 from memsys.planning.swap_plan import Budgets, Choice
 
 FIXED = [name for name in NAMES if name != "plan"]
 
 
-def simulated(policy: str, seq: int = 32 << 10, **options) -> memsys.Simulation:
+def simulated(policy: str, seq: int = 32 << 10, **options) -> Simulation:
     return memsys.simulate("gpt-7b", "a800", seq, 8, policy, **options)
 
 
-def extra_us(found: memsys.Simulation) -> float:
+def extra_us(found: Simulation) -> float:
     """The step without head and optimizer, which no closed form has."""
     model = ComputeModel(found.model, find_machine(found.machine).rates(), Load(found.seq, found.batch, found.gpus))
     layers = model.shape.layers * (model.layer_times().forward_us + model.layer_times().backward_us)

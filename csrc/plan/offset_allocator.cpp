@@ -101,6 +101,12 @@ int64_t OffsetAllocator::largest_free_bytes() const {
   return free_by_size_.empty() ? 0 : free_by_size_.rbegin()->first;
 }
 
+int64_t OffsetAllocator::tail_bytes() const {
+  if (free_by_offset_.empty()) return 0;
+  const auto [offset, bytes] = *free_by_offset_.rbegin();
+  return offset + bytes == capacity_ ? bytes : 0;
+}
+
 void OffsetAllocator::check_invariants() const {
   expect_invariant(free_by_offset_.size() == free_by_size_.size(), "the free indexes differ in length");
   int64_t position = 0, used = 0;

@@ -12,4 +12,5 @@ PYBIND11_MODULE(_C, module) {
   memsys::bind_system(module);
   memsys::bind_weights(module);
   memsys::bind_row_store(module);
+  memsys::bind_plans(module);
 }

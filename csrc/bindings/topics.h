@@ -6,6 +6,7 @@
 namespace memsys {
 
 void bind_errors(pybind11::module_& module);
+void bind_plans(pybind11::module_& module);
 void bind_row_store(pybind11::module_& module);
 void bind_rows(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);

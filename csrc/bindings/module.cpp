@@ -13,4 +13,5 @@ PYBIND11_MODULE(_C, module) {
   memsys::bind_weights(module);
   memsys::bind_row_store(module);
   memsys::bind_plans(module);
+  memsys::bind_slab(module);
 }

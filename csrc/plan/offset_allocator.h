@@ -25,7 +25,7 @@ class OffsetAllocator {
   int64_t used_bytes() const { return used_bytes_; }
   int64_t live_count() const { return static_cast<int64_t>(live_.size()); }
   int64_t largest_free_bytes() const;
-  int64_t tail_bytes() const;  // of the free range that ends at the capacity; 0 if there is none
+  int64_t tail_bytes() const;                         // of the free range that ends at the capacity; 0 if there is none
   int64_t high_water() const { return high_water_; }  // the largest end of a range ever handed out
   void check_invariants() const;                      // throws Error on any breach; for tests
 

@@ -49,6 +49,9 @@ class Executor {
 
   // Seeded: runs at most `count` runnable tasks, in the seed's order; returns how many ran. Threaded: 0.
   virtual int64_t step(int64_t count) = 0;
+  // The clock of records: microseconds of std::chrono::steady_clock. Seeded: the tasks run so far, so that one seed is
+  // one record.
+  virtual int64_t now_us() const = 0;
   virtual bool is_seeded() const = 0;
 };
 

@@ -1,5 +1,6 @@
 // The executor of tests: no threads; whoever waits runs the tasks, in an order drawn from the seed. One seed is one
 // schedule, so a failure replays exactly.
+#include <atomic>
 #include <deque>
 #include <exception>
 #include <map>
@@ -109,6 +110,7 @@ class SeededExecutor final : public Executor {
     return ran;
   }
 
+  int64_t now_us() const override { return ran_count_; }
   bool is_seeded() const override { return true; }
 
  private:
@@ -157,6 +159,7 @@ class SeededExecutor final : public Executor {
 
   void run(Item item) {
     running_ = this;
+    ++ran_count_;
     try {
       if (item.gate.ready && !item.gate.ready()) item.gate.block();
       item.task();
@@ -204,6 +207,7 @@ class SeededExecutor final : public Executor {
   std::map<QueueId, Queue> queues_;
   QueueId next_queue_ = 1;
   Generator generator_;
+  std::atomic<int64_t> ran_count_{0};  // written under runner_
   std::exception_ptr error_;
 };
 

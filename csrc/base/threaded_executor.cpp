@@ -211,6 +211,9 @@ class ThreadedExecutor final : public Executor {
   }
 
   int64_t step(int64_t) override { return 0; }
+  int64_t now_us() const override {
+    return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
+  }
   bool is_seeded() const override { return false; }
 
  private:

@@ -45,6 +45,7 @@ void bind_blocks(py::module_& module) {
       .value("pageable", Tier::pageable)
       .value("file", Tier::file);
   py::class_<SavedBlock, BlockRef>(module, "SavedBlock", "Bytes that left the device.")
+      .def_readonly("id", &SavedBlock::id)
       .def_readonly("bytes", &SavedBlock::bytes)
       .def_readonly("target_tier", &SavedBlock::target_tier)
       .def_property_readonly("has_left", [](const SavedBlock& self) { return self.left.is_done(); })
@@ -70,6 +71,24 @@ void bind_blocks(py::module_& module) {
       .def_property_readonly("left_bytes", &ByteBudget::left_bytes);
 }
 
+void bind_log(py::module_& module) {
+  py::enum_<Direction>(module, "Direction").value("out", Direction::out).value("in_", Direction::in);
+  py::class_<TransferEntry>(module, "TransferEntry", "A transfer that has ended.")
+      .def_readonly("direction", &TransferEntry::direction)
+      .def_readonly("tier", &TransferEntry::tier)
+      .def_property_readonly("touches_device", [](const TransferEntry& self) { return self.hop == Hop::device; })
+      .def_property_readonly("is_failed",
+                             [](const TransferEntry& self) { return self.outcome == TransferOutcome::failed; })
+      .def_readonly("begin_us", &TransferEntry::begin_us)
+      .def_readonly("end_us", &TransferEntry::end_us)
+      .def_readonly("bytes", &TransferEntry::bytes)
+      .def_readonly("block_id", &TransferEntry::block_id);
+  py::class_<LevelEntry>(module, "LevelEntry", "What a tier's budget had in use from a moment on.")
+      .def_readonly("tier", &LevelEntry::tier)
+      .def_readonly("at_us", &LevelEntry::at_us)
+      .def_readonly("used_bytes", &LevelEntry::used_bytes);
+}
+
 py::dict stats_of(const TensorStore& self) {
   const StoreStats stats = self.stats();
   py::dict result;
@@ -88,6 +107,7 @@ py::dict stats_of(const TensorStore& self) {
 
 void bind_store(py::module_& module) {
   bind_blocks(module);
+  bind_log(module);
   py::class_<TensorStore, std::shared_ptr<TensorStore>>(module, "TensorStore",
                                                         "Puts the bytes of saved tensors away and brings them back.")
       .def(py::init(&make_store), py::kw_only(), py::arg("runtime"), py::arg("spill_folder"),
@@ -134,7 +154,15 @@ void bind_store(py::module_& module) {
       .def_property_readonly("device_budget", &TensorStore::device_budget, py::return_value_policy::reference_internal)
       .def_property_readonly("host_budget", &TensorStore::host_budget, py::return_value_policy::reference_internal)
       .def_property_readonly("disk_budget", &TensorStore::disk_budget, py::return_value_policy::reference_internal)
-      .def("stats", &stats_of);
+      .def("stats", &stats_of)
+      .def("start_log", &TensorStore::start_log, Release(), py::arg("capacity"),
+           "Record transfers and levels: the newest `capacity` of each.")
+      .def("stop_log", &TensorStore::stop_log, Release(), "Record no more; what was recorded stays.")
+      .def("logged_transfers", [](const TensorStore& self) { return self.log().transfers(); })
+      .def("logged_levels", [](const TensorStore& self) { return self.log().levels(); })
+      .def(
+          "now_us", [](const TensorStore& self) { return self.log().now_us(); }, "The clock of what is logged.")
+      .def_property_readonly("log_dropped_count", [](const TensorStore& self) { return self.log().dropped_count(); });
 }
 
 }  // namespace memsys

@@ -15,6 +15,7 @@
 namespace memsys {
 
 struct SavedBlock {
+  int64_t id = 0;  // counts the store's blocks
   int64_t bytes = 0;
   int64_t phase = 0;  // the source's address modulo kPhaseBytes: restored targets keep it
   Tier target_tier = Tier::pageable;

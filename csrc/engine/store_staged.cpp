@@ -12,9 +12,13 @@ namespace memsys {
 void TensorStore::start_staged_out(const BlockRef& block, const void* source, StreamView producer) {
   auto host = make_small<Buffer>(host_arena_, block->bytes);
   if (block->target_tier == Tier::file) block->file_span = make_small<FileSpan>(spill_, block->bytes, 0);
+  const auto entry = log_->is_on() ? begin_entry_after(engine_->mark(producer), *block, Direction::out) : nullptr;
   block->copied_out = engine_->copy_out(host->data(), source, block->bytes, producer);
   block->set_host_copy(std::move(host));
-  engine_->run_after(block->copied_out, Direction::out, [this, block] { after_copied_out(block); });
+  engine_->run_after(block->copied_out, Direction::out, [this, block, entry] {
+    if (entry) end_entry(*entry, nullptr);
+    after_copied_out(block);
+  });
 }
 
 void TensorStore::after_copied_out(const BlockRef& block) {
@@ -39,7 +43,9 @@ void TensorStore::store_host_copy(const BlockRef& block) {
       block->has_checksum = true;
     }
     if (!block->file_span) return end(block->stored, nullptr);
-    block->file_span->write(host->data(), engine_->file_lane(), [this, block, host](std::exception_ptr error) {
+    const TransferEntry entry = begin_entry(*block, Direction::out, Tier::file, Hop::below);
+    block->file_span->write(host->data(), engine_->file_lane(), [this, block, host, entry](std::exception_ptr error) {
+      end_entry(entry, error);
       if (!error) block->set_host_copy(nullptr);
       end(block->stored, nullptr);
     });
@@ -66,10 +72,12 @@ void TensorStore::start_staged_in(const ArrivalRef& arrival) {
 // Runs in tasks too, so what goes wrong ends the arrival instead of being thrown.
 void TensorStore::issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host) {
   try {
+    const auto entry = log_->is_on() ? begin_entry_after(arrival->allocated, *arrival->block, Direction::in) : nullptr;
     arrival->copied_in = engine_->copy_in(arrival->target, host->data(), arrival->block->bytes, arrival->allocated,
                                           arrival->block->copied_out);
     // The event's task holds the host copy: it is reused only once nothing reads it.
-    engine_->run_after(arrival->copied_in, Direction::in, [this, arrival, host = std::move(host)]() mutable {
+    engine_->run_after(arrival->copied_in, Direction::in, [this, arrival, entry, host = std::move(host)]() mutable {
+      if (entry) end_entry(*entry, nullptr);
       host.reset();
       end(arrival->done, nullptr);
     });
@@ -106,8 +114,10 @@ void TensorStore::read_then_issue(const ArrivalRef& arrival) {
   engine_->executor().post(engine_->file_lane().read_queue, [this, arrival, staging = std::move(staging)] {
     try {
       engine_->device().note_use(staging->data(), arrival->block->bytes, kHostStream, Use::write);
+      const TransferEntry entry = begin_entry(*arrival->block, Direction::in, Tier::file, Hop::below);
       arrival->block->file_span->read(staging->data(), engine_->file_lane(),
-                                      [this, arrival, staging](std::exception_ptr error) {
+                                      [this, arrival, staging, entry](std::exception_ptr error) {
+                                        end_entry(entry, error);
                                         if (!error) return issue_copy_in(arrival, staging);
                                         fail(arrival, error);
                                       });

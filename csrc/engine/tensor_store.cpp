@@ -20,13 +20,18 @@ std::shared_ptr<TensorStore> TensorStore::make(const StoreOptions& options) {
 
 TensorStore::TensorStore(const StoreOptions& options)
     : engine_(std::make_shared<TransferEngine>(options.executor, options.device, options.io)),
-      device_budget_(std::make_shared<ByteBudget>("device_budget", options.device_budget_bytes)),
-      host_budget_(std::make_shared<ByteBudget>("host_budget", options.host_budget_bytes)),
-      disk_budget_(std::make_shared<ByteBudget>("disk_budget", options.disk_budget_bytes)),
+      log_(std::make_shared<TransferLog>(options.executor)),
+      device_budget_(
+          std::make_shared<ByteBudget>("device_budget", options.device_budget_bytes, level_watch(log_, Tier::device))),
+      host_budget_(
+          std::make_shared<ByteBudget>("host_budget", options.host_budget_bytes, level_watch(log_, Tier::pinned))),
+      disk_budget_(
+          std::make_shared<ByteBudget>("disk_budget", options.disk_budget_bytes, level_watch(log_, Tier::file))),
       spill_(std::make_shared<SpillSpace>(options.spill_folder, disk_budget_, options.direct)),
       host_check_(options.host_check) {
   const auto pinned = make_pinned_resource(options.device);
   const auto host = options.host_upstream ? options.host_upstream : pinned;
+  host_tier_ = host->tier();
   host_arena_ = make_arena(make_limited_resource(host, host_budget_));
   target_arena_ = make_arena(make_limited_resource(pinned, device_budget_), {.slab_bytes = kTargetSlabBytes});
 }
@@ -53,6 +58,7 @@ bool TensorStore::is_direct(const SavedBlock& block) const {
 BlockRef TensorStore::swap_out(const void* source, int64_t bytes, StreamView producer, Tier target) {
   MEMSYS_EXPECT(bytes > 0, InputError, "swap_out: wanted at least 1 byte, found " + std::to_string(bytes));
   auto block = make_small<SavedBlock>();
+  block->id = next_block_id_++;
   block->bytes = bytes;
   block->target_tier = target;
   block->phase = static_cast<int64_t>(reinterpret_cast<uintptr_t>(source) % SavedBlock::kPhaseBytes);
@@ -115,6 +121,45 @@ void TensorStore::place_in_store(Arrival& arrival) {
 void TensorStore::arrive(const ArrivalRef& arrival, StreamView consumer) {
   arrival->issued.wait(engine_->executor());
   if (arrival->copied_in) engine_->device().wait(consumer, arrival->copied_in->id());
+}
+
+// The levels at both ends are noted, so that a record without a change has them too.
+void TensorStore::start_log(int64_t capacity) {
+  log_->start(capacity);
+  note_levels();
+}
+
+void TensorStore::stop_log() {
+  note_levels();
+  log_->stop();
+}
+
+void TensorStore::note_levels() {
+  log_->note_level(Tier::device, device_budget_->used_bytes());
+  log_->note_level(Tier::pinned, host_budget_->used_bytes());
+  log_->note_level(Tier::file, disk_budget_->used_bytes());
+}
+
+TransferEntry TensorStore::begin_entry(const SavedBlock& block, Direction direction, Tier tier, Hop hop) const {
+  return {.direction = direction,
+          .tier = tier,
+          .hop = hop,
+          .begin_us = log_->begin(),
+          .bytes = block.bytes,
+          .block_id = block.id};
+}
+
+void TensorStore::end_entry(TransferEntry entry, const std::exception_ptr& error) {
+  if (error) entry.outcome = TransferOutcome::failed;
+  log_->end(entry);
+}
+
+// The lane's stream tells only when it is done, so the begin is noted by a task of its own, in the queue of the ends.
+std::shared_ptr<TransferEntry> TensorStore::begin_entry_after(const EventRef& ready, const SavedBlock& block,
+                                                              Direction direction) {
+  auto entry = make_small<TransferEntry>(begin_entry(block, direction, host_tier_, Hop::device));
+  if (log_->is_on()) engine_->run_after(ready, direction, [this, entry] { entry->begin_us = log_->begin(); });
+  return entry;
 }
 
 int64_t TensorStore::wait_ended(int64_t seen_count, int64_t timeout_us) {

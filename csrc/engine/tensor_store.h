@@ -10,6 +10,7 @@
 #include <string>
 
 #include "engine/saved_block.h"
+#include "engine/transfer_log.h"
 #include "memory/arena.h"
 #include "memory/byte_budget.h"
 
@@ -67,6 +68,10 @@ class TensorStore {
   Arena& target_arena() { return *target_arena_; }
   Arena& host_arena() { return *host_arena_; }
   TransferEngine& engine() { return *engine_; }
+  // Records transfers and levels from start to stop: see transfer_log.h.
+  void start_log(int64_t capacity);
+  void stop_log();
+  const TransferLog& log() const { return *log_; }
   int64_t spill_used_bytes() const { return spill_->used_bytes(); }
   StoreStats stats() const;
 
@@ -84,15 +89,23 @@ class TensorStore {
   void read_then_issue(const ArrivalRef& arrival);
   void fail(const ArrivalRef& arrival, std::exception_ptr error);
   void place_in_store(Arrival& arrival);
+  void note_levels();
+  // A transfer of the block that begins now, for log_->end().
+  TransferEntry begin_entry(const SavedBlock& block, Direction direction, Tier tier, Hop hop) const;
+  void end_entry(TransferEntry entry, const std::exception_ptr& error);
+  // Staged path: an entry whose begin is when `ready` completes, in the order of the direction's lane.
+  std::shared_ptr<TransferEntry> begin_entry_after(const EventRef& ready, const SavedBlock& block, Direction direction);
   void source_left(const BlockRef& block, std::exception_ptr error);
   void end(Ticket& ticket, std::exception_ptr error);
 
   const std::shared_ptr<TransferEngine> engine_;
+  const std::shared_ptr<TransferLog> log_;
   const std::shared_ptr<ByteBudget> device_budget_, host_budget_, disk_budget_;
   const std::shared_ptr<SpillSpace> spill_;
   std::shared_ptr<Arena> host_arena_, target_arena_;
   const HostCheck host_check_;
-  std::atomic<int64_t> ended_count_{0}, in_flight_bytes_{0};
+  Tier host_tier_ = Tier::pageable;
+  std::atomic<int64_t> ended_count_{0}, in_flight_bytes_{0}, next_block_id_{0};
   std::atomic<int64_t> out_bytes_{0}, in_bytes_{0}, out_count_{0}, in_count_{0}, file_out_bytes_{0}, file_in_bytes_{0};
 };
 

@@ -16,6 +16,7 @@ bool ByteBudget::try_reserve(int64_t bytes) noexcept {
   int64_t peak = peak_bytes_.load();
   while (peak < used + bytes && !peak_bytes_.compare_exchange_weak(peak, used + bytes)) {
   }
+  if (watch_) watch_(used + bytes);
   return true;
 }
 
@@ -25,7 +26,10 @@ void ByteBudget::reserve(int64_t bytes) {
                     format_bytes(limit_bytes_) + " are in use; raise " + name_ + " or make the batch smaller");
 }
 
-void ByteBudget::release(int64_t bytes) noexcept { used_bytes_ -= bytes; }
+void ByteBudget::release(int64_t bytes) noexcept {
+  const int64_t used = used_bytes_ -= bytes;
+  if (watch_) watch_(used);
+}
 
 int64_t ByteBudget::left_bytes() const {
   if (limit_bytes_ < 0) return std::numeric_limits<int64_t>::max() / 2;

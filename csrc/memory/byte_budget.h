@@ -4,14 +4,20 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 
 namespace memsys {
 
 class ByteBudget {
  public:
+  // Is told what is in use after each change, by the thread that changed it; must not throw.
+  using Watch = std::function<void(int64_t used_bytes)>;
+
   // `name` is the keyword the user set ("device_budget"); limit -1: count only.
-  explicit ByteBudget(std::string name, int64_t limit_bytes = -1) : name_(std::move(name)), limit_bytes_(limit_bytes) {}
+  explicit ByteBudget(std::string name, int64_t limit_bytes = -1, Watch watch = {})
+      : name_(std::move(name)), limit_bytes_(limit_bytes), watch_(std::move(watch)) {}
 
   bool try_reserve(int64_t bytes) noexcept;
   // Throws BudgetError naming the budget, what was wanted, what is left, and the remedy.
@@ -29,6 +35,7 @@ class ByteBudget {
  private:
   std::string name_;
   int64_t limit_bytes_;
+  Watch watch_;
   std::atomic<int64_t> used_bytes_{0}, peak_bytes_{0};
 };
 

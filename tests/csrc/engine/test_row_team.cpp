@@ -78,6 +78,7 @@ class WatchedExecutor final : public Executor {
   void notify() override { inner_->notify(); }
   void drain() override { inner_->drain(); }
   int64_t step(int64_t count) override { return inner_->step(count); }
+  int64_t now_us() const override { return inner_->now_us(); }
   bool is_seeded() const override { return inner_->is_seeded(); }
 
  private:

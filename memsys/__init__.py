@@ -3,6 +3,7 @@
 from memsys.activations.checkpoint import checkpoint
 from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decision, SavedTensor
 from memsys.activations.offload import offload, stats
+from memsys.activations.recording import record_timeline
 from memsys.activations.scope import offload_activations
 from memsys.activations.selective import checkpoint_contexts
 from memsys.activations.stats import OffloadStats
@@ -75,6 +76,7 @@ __all__ = [
     "offload_activations",
     "pack_weights",
     "prefetch",
+    "record_timeline",
     "restore",
     "simulate",
     "stats",

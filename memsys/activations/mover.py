@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from memsys.activations.landing import Landing
 from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
 from memsys.activations.recipes import Recipe
+from memsys.activations.recording import Recording
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
 from memsys.errors import BudgetError, MemsysError, SpillError
@@ -54,6 +54,7 @@ class Mover:
         self.stats = stats
         self._parking = parking  # where sources are torch's heap memory
         self._trimmer = trimmer  # with return_memory
+        self.recording: Recording | None = None  # while a timeline is recorded
         self.is_direct = runtime.is_host_addressable
         self._departures: deque[SavedSpan] = deque()
         self._departures_lock = threading.Lock()
@@ -92,6 +93,8 @@ class Mover:
             except (BudgetError, SpillError) as error:
                 refusal = refusal or error.with_traceback(None)  # whose frames would keep the span alive
                 continue
+            if self.recording is not None:
+                self.recording.note_sent(span)
             self._hold(span)
             return
         if not self.keep(span):
@@ -118,12 +121,18 @@ class Mover:
         self.release_sources()
         if self._has_room(bytes_):
             return
-        begin = time.perf_counter()
+        begin_us = self.store.now_us()
         while not self._has_room(bytes_) and self._departures:
             if not self._order_oldest():
                 self._wait_for_transfer()
         self._trim_for(bytes_)
-        self.stats.stall_us += int((time.perf_counter() - begin) * 1e6)
+        self._count_stall(begin_us)
+
+    def _count_stall(self, begin_us: int) -> None:
+        end_us = self.store.now_us()
+        self.stats.stall_us += end_us - begin_us
+        if self.recording is not None:
+            self.recording.note_stall(begin_us, end_us)
 
     def _has_room(self, bytes_: int) -> bool:
         within = self._held_bytes == 0 or self._held_bytes + bytes_ <= self.window_bytes
@@ -281,9 +290,9 @@ class Mover:
         return storage
 
     def _wait_for_arrival(self, arrival: object, stream: int) -> None:
-        begin = time.perf_counter()
+        begin_us = self.store.now_us()
         self.store.arrive(arrival, stream)
-        self.stats.stall_us += int((time.perf_counter() - begin) * 1e6)
+        self._count_stall(begin_us)
         self.stats.late_count += 1
 
     def _start_arrival(self, span: SavedSpan) -> Landing:

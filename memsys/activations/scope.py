@@ -30,13 +30,13 @@ class offload_activations:
         return_memory: bool = False,
         verify: bool = False,
     ) -> None:
-        self._session = Session(OffloadOptions(device_budget, host_budget, disk_budget, spill_dir, policy, plan,
+        self.session = Session(OffloadOptions(device_budget, host_budget, disk_budget, spill_dir, policy, plan,
                                                min_bytes, exclude, return_memory, verify))  # fmt: skip
         self._open: list[ExitStack] = []
 
     def __enter__(self) -> offload_activations:
         stack = ExitStack()
-        stack.enter_context(self._session.forward(None))
+        stack.enter_context(self.session.forward(None))
         self._open.append(stack)
         return self
 
@@ -45,8 +45,8 @@ class offload_activations:
 
     def stats(self) -> OffloadStats:
         """What was moved so far."""
-        return self._session.stats()
+        return self.session.stats()
 
     def drain(self) -> None:
         """Waits until nothing is under way."""
-        self._session.drain()
+        self.session.drain()

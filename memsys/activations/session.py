@@ -29,8 +29,10 @@ from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
+from memsys.activations.recording import Recording
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
+from memsys.report.timeline import Timeline
 from memsys.runtimes import runtime_for
 
 logger = logging.getLogger("memsys")
@@ -78,6 +80,8 @@ class Session:
         self._last_record: weakref.ref | None = None
         self._parking: ParkingLot | None = None
         self._trimmer: HeapTrimmer | None = None
+        self._recording: Recording | None = None
+        self._timeline: Timeline | None = None
         self._excluding = threading.local()
         self._hooks: list[object] = []
         self._check_options()
@@ -131,6 +135,28 @@ class Session:
             self._policy = make_policy(self.options.policy, device.type, self._keep_limit(mover))
             self._device = device
             self._mover = mover
+            self._tell_recording()
+
+    def start_recording(self, recording: Recording) -> None:
+        """Has `recording` told of what happens from now on."""
+        if self._recording is not None:
+            raise InputError("record_timeline: this model is being recorded already; end the other context first")
+        self._recording = recording
+        self._tell_recording()
+
+    def _tell_recording(self) -> None:
+        if self._recording is not None and self._mover is not None:
+            self._recording.attach(self._store)
+            self._mover.recording = self._recording
+
+    def end_recording(self) -> None:
+        """Waits until nothing is under way, and completes the record."""
+        recording, self._recording = self._recording, None
+        self.drain()
+        if self._mover is not None:
+            self._mover.recording = None
+        recording.finish()
+        self._timeline = recording.timeline
 
     def _keep_limit(self, mover: Mover) -> KeepLimit:
         limit = self._store.device_budget.limit_bytes
@@ -149,14 +175,21 @@ class Session:
             if self._recipes is not None:
                 self._recipes.refresh(model)
         self._learn_from_last(record)
+        recording = self._recording
+        begin_us = recording.now_us() if recording is not None else 0
         with Dispatcher(self.claimants(record)):
             yield
+        if recording is not None:
+            recording.end_forward(begin_us)
         if isinstance(self._policy, Measured):
             self._policy.learn(record.sizes, record.remade)
         self._say_if_idle(record)
 
     def _begin_backward(self) -> None:
-        self._parking.begin_backward()
+        if self._recording is not None:
+            self._recording.begin_backward()
+        if self._parking is not None:
+            self._parking.begin_backward()
         if self._trimmer is not None:
             self._trimmer.trim()
 
@@ -176,7 +209,7 @@ class Session:
         record = ForwardRecord(self._mover, self._book)
         if self._parking is not None:
             self._parking.begin_forward()
-            record.on_backward = self._begin_backward
+        record.on_backward = self._begin_backward
         return record
 
     def claimants(self, record: ForwardRecord) -> tuple[ParameterClaim, ActivationClaim]:
@@ -201,6 +234,7 @@ class Session:
     def stats(self) -> OffloadStats:
         """A copy of the counts, with the budgets' peaks."""
         counts = OffloadStats(**self._counts.as_dict())
+        counts._timeline = self._timeline
         if self._store is not None:
             counts.peak_device_bytes = self._store.device_budget.peak_bytes
             counts.peak_host_bytes = self._store.host_budget.peak_bytes

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from memsys.errors import InputError
+
+if TYPE_CHECKING:
+    from memsys.report.timeline import Timeline
 
 
 @dataclass
@@ -32,6 +38,14 @@ class OffloadStats:
     kept_bytes: int = 0
     in_flight_bytes: int = 0
     spill_used_bytes: int = 0
+
+    _timeline = None  # the last record; no field: it is not a count
+
+    def timeline(self) -> Timeline:
+        """What memsys.record_timeline recorded last. Raises InputError if nothing was recorded."""
+        if self._timeline is None:
+            raise InputError("timeline: nothing was recorded; run a step inside `with memsys.record_timeline(model):`")
+        return self._timeline
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -106,7 +106,7 @@ def test_what_is_wanted_now_takes_the_room_of_what_came_ahead_of_its_time(tmp_pa
     with memsys.offload_activations(policy="all", min_bytes=1, spill_dir=tmp_path, device_budget="1MiB") as context:
         loss = x.sin().exp().square().sigmoid().sum()  # each saves 64 KiB
     context.drain()
-    session = context._session
+    session = context.session
     first, second, wanted = (span() for span in session._last_record()._spans[:3])
     mover, budget = session._mover, session._store.device_budget
     assert mover.prefetch(first) and mover.prefetch(second)

@@ -246,7 +246,10 @@ class Mover:
             self._trimmer.check()
         storage = self._on_demand(lambda: self._allocate(span.bytes))
         self.backend.note_use(_tensor.address_of(storage), span.bytes, True)
+        begin_us = self.store.now_us()
         span.recipe.make(storage)
+        if self.recording is not None:
+            self.recording.note_remade(begin_us, span)
         span.restored, span.stream = weakref.ref(storage), stream
         span.loaded = storage if span.unread_count > 1 else None
         self.stats.remade_bytes += span.bytes

@@ -13,7 +13,7 @@ import torch
 
 from memsys import _C, _tensor
 from memsys.errors import InputError
-from memsys.report.timeline import COMPUTE, STALL, Plan, Slice, Timeline, in_service
+from memsys.report.timeline import COMPUTE, REMAKE, STALL, Plan, Slice, Timeline, in_service
 
 if TYPE_CHECKING:
     from memsys.activations.scope import offload_activations
@@ -106,6 +106,11 @@ class Recording:
         self.begin_backward(begin_us)
         self._add(STALL, "waits", begin_us, end_us)
 
+    def note_remade(self, begin_us: int, span: SavedSpan) -> None:
+        """A span was computed again (on an accelerator: the host has issued it)."""
+        self.begin_backward(begin_us)
+        self._add(REMAKE, f"tensor {span.index} remade", begin_us, self.now_us(), span.index)
+
     def note_sent(self, span: SavedSpan) -> None:
         self._spans[span.block.id] = span.index
 
@@ -128,9 +133,10 @@ class Recording:
         limits = (None if budget.limit_bytes < 0 else budget.limit_bytes for budget in budgets)
         timeline.limits = dict(zip(("device", "host", "file"), limits, strict=True))
 
-    def _add(self, lane: str, name: str, begin_us: int, end_us: int) -> None:
+    def _add(self, lane: str, name: str, begin_us: int, end_us: int, span: int = -1) -> None:
+        slice_ = Slice(lane, self._since_begin(begin_us), self._since_begin(end_us), span=span, name=name)
         with self._lock:
-            self._slices.append(Slice(lane, self._since_begin(begin_us), self._since_begin(end_us), name=name))
+            self._slices.append(slice_)
 
     def _since_begin(self, at_us: int) -> float:
         return float(at_us - self._begin_us)

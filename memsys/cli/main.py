@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "what fits and how, before training: bytes, places, added time, the longest sequence",
     "verify": "one training step with and without memsys; gradients compared bit for bit",
     "bench": "step time and peak memory of plain torch, checkpointing, save_on_cpu and memsys",
+    "trace": "record a few training steps: what each link did, and how full each tier was, as a file for Perfetto",
     "doctor": "check this machine, with a remedy for each problem",
     "env": "facts about this machine to paste into a bug report",
 }

@@ -15,7 +15,7 @@ from memsys.cli.setting import Setting, add_setting_options, positive
 from memsys.report import links
 
 # Chosen so that the whole command takes under two minutes on two cores: 6 layers save about 400 MiB a step.
-_DEFAULTS = Setting(layers=6, width=512, seq=2048, device_budget="128MiB", lr=3e-4)
+DEFAULTS = Setting(layers=6, width=512, seq=2048, device_budget="128MiB", lr=3e-4)
 _COMPARE_ROUNDS = 2
 _COMPARE_STEPS = 2
 
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="at the end, measure with and without memsys, and verify gradients (on)",
     )
-    add_setting_options(parser, _DEFAULTS)
+    add_setting_options(parser, DEFAULTS)
 
 
 def run(arguments: argparse.Namespace, printer: Printer) -> int:

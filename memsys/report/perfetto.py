@@ -9,12 +9,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from memsys.report.timeline import COMPUTE, LANES, LINKS, STALL, Slice, Timeline
+from memsys.report.timeline import COMPUTE, LANES, LINKS, REMAKE, STALL, Slice, Timeline
 
 MEASURED, PLANNED = 1, 2
-# Waiting happens inside of forward or backward, so it is shown inside of them.
-_TRACKS = {lane: index for index, lane in enumerate((lane for lane in LANES if lane != STALL), start=1)}
-_TRACKS[STALL] = _TRACKS[COMPUTE]
+_INNER = (STALL, REMAKE)  # happen inside of forward or backward, and are shown inside of them
+_TRACKS = {lane: index for index, lane in enumerate((lane for lane in LANES if lane not in _INNER), start=1)}
+_TRACKS |= dict.fromkeys(_INNER, _TRACKS[COMPUTE])
 
 
 def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
@@ -40,14 +40,14 @@ def _process(
     used = {slice_.lane for slice_ in slices}
     events = [_named("process_name", process, 0, name)]
     for lane, track in _TRACKS.items():
-        if lane in used and (lane != STALL or COMPUTE not in used):
-            events.append(_named("thread_name", process, track, lane))
+        if lane in used:
+            events.append(_named("thread_name", process, track, COMPUTE if lane in _INNER else lane))
             events.append({"ph": "M", "name": "thread_sort_index", "pid": process, "tid": track,
                            "args": {"sort_index": track}})  # fmt: skip
     compute = [slice_ for slice_ in slices if slice_.lane == COMPUTE]
     edges = sorted({edge for slice_ in compute for edge in (slice_.begin_us, slice_.end_us)})
     for slice_ in slices:
-        cuts = [edge for edge in edges if slice_.begin_us < edge < slice_.end_us] if slice_.lane == STALL else []
+        cuts = [edge for edge in edges if slice_.begin_us < edge < slice_.end_us] if slice_.lane in _INNER else []
         bounds = [slice_.begin_us, *cuts, slice_.end_us]
         for begin_us, end_us in itertools.pairwise(bounds):
             events.append(_complete(process, slice_, begin_us + shift_us, end_us - begin_us))

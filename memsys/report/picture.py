@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from memsys.errors import UnsupportedError
-from memsys.report.timeline import COMPUTE, LANES, STALL, TIERS, Timeline
+from memsys.report.timeline import COMPUTE, LANES, REMAKE, STALL, TIERS, Timeline
 
-_COLOURS = {"device": "#3465a4", "host": "#f57900", "file": "#73a534", COMPUTE: "#888a85", STALL: "#cc0000"}
+_COLOURS = {"device": "#3465a4", "host": "#f57900", "file": "#73a534", COMPUTE: "#888a85", STALL: "#cc0000",
+            REMAKE: "#75507b"}  # fmt: skip
 _MIB = 1 << 20
 _US_PER_S = 1e6
 

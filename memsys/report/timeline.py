@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-COMPUTE, STALL = "compute", "stall"
+COMPUTE, STALL, REMAKE = "compute", "stall", "remake"  # the last two are parts of the first
 LINKS = ("host out", "host in", "file out", "file in")
-LANES = (COMPUTE, STALL, *LINKS)
+LANES = (COMPUTE, STALL, REMAKE, *LINKS)
 TIERS = ("device", "host", "file")
 
 
@@ -21,7 +21,7 @@ class Slice:
     """A lane that is busy over the half-open range [begin_us, end_us).
 
     lane: one of LANES; bytes: moved; span: the place of what moved among the tensors that its forward saved (-1:
-    not one of them); name: "forward", "backward", "waits", or what moved; issued_us: when the transfer began, if
+    not one of them); name: "forward", "backward", or what moved; issued_us: when the transfer began, if
     others of its lane ended in between; touches_device: False for a hop between two tiers below the device.
     """
 
@@ -97,7 +97,9 @@ class Timeline:
         return {
             "duration_us": self.duration_us,
             "stall_us": self.busy_us(STALL),
-            "busy_share": {lane: self.busy_share(lane) for lane in LINKS},
+            "remake_us": self.busy_us(REMAKE),
+            "busy_share": {lane: self.busy_share(lane) for lane in (COMPUTE, *LINKS)},
+            "lane_bytes": {lane: sum(slice_.bytes for slice_ in self.lane(lane)) for lane in LINKS},
             "out_bytes": self.out_bytes,
             "in_bytes": self.in_bytes,
             "peak_bytes": {tier: self.peak_bytes(tier) for tier in TIERS},

@@ -17,15 +17,17 @@ _DEFAULT_SHARE = "80%"
 def parse_limits(
     device_budget: int | str | None, host_budget: int | str | None, disk_budget: int | str | None, spill_dir: str
 ) -> dict[str, int]:
-    """The store's limits in bytes (-1: none). Host memory is shared evenly by the processes of one machine.
+    """The store's limits in bytes (-1: none). What is free of a machine's memory and disk is shared evenly by the
+    processes that torchrun started on it.
 
     Raises:
         BudgetFormatError: (a ValueError) for a budget that is no byte count.
     """
-    device = budget.parse_budget(device_budget, _free_device_bytes)
+    device = budget.parse_budget(device_budget, free_device_bytes)
     host = budget.parse_budget(_DEFAULT_SHARE if host_budget is None else host_budget, _own_host_bytes)
     disk = budget.parse_budget(
-        _DEFAULT_SHARE if disk_budget is None else disk_budget, lambda: budget.available_disk_bytes(spill_dir)
+        _DEFAULT_SHARE if disk_budget is None else disk_budget,
+        lambda: budget.available_disk_bytes(spill_dir) // _process_count(),
     )
     return {
         "device_budget_bytes": -1 if device is None else device,
@@ -54,9 +56,14 @@ def usable_spill_folder(spill_dir: str | os.PathLike | None) -> str:
 
 
 def _own_host_bytes() -> int:
-    return budget.available_host_bytes() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return budget.available_host_bytes() // _process_count()
 
 
-def _free_device_bytes() -> int:
+def _process_count() -> int:
+    """How many processes torchrun started on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def free_device_bytes() -> int:
     """What a percentage of device_budget refers to: free device memory, which on a CPU is RAM."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else budget.available_host_bytes()
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _own_host_bytes()

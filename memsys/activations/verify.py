@@ -47,7 +47,9 @@ def verify(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("verify: no parameter requires a gradient; pass a model in training")
     step = _Step(model, tuple(args), dict(kwargs or {}), loss or _sum_of_outputs)
-    function = _function_of(model)
+    # DDP and its like call the offloaded module inside of them.
+    inner = getattr(model, "module", None)
+    function = _function_of(model) or (_function_of(inner) if isinstance(inner, torch.nn.Module) else None)
     if function is None:
         offload(model, min_bytes=0, policy="all")
         function = _function_of(model)
@@ -106,7 +108,9 @@ class _Step:
                 result = self._loss(self._model(*self._args, **self._kwargs))
                 result.backward()
             found = {"loss": result.detach().clone().reshape(1)}
-            found |= {name: value.grad for name, value in parameters.items()}
+            # Of a sharded parameter, this process's part.
+            grads = {name: value.grad for name, value in parameters.items()}
+            found |= {name: None if grad is None else _tensor.local_tensor(grad) for name, grad in grads.items()}
             return found
         finally:
             for name, value in parameters.items():

@@ -64,6 +64,16 @@ class Printer:
             print(json.dumps(value), flush=True)
 
 
+class SilentPrinter(Printer):
+    """For the processes of a run of which another one speaks."""
+
+    def __init__(self) -> None:
+        super().__init__(as_json=True)
+
+    def result(self, value: dict[str, Any]) -> None:
+        pass
+
+
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table as aligned text without colour."""
     widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]

@@ -78,7 +78,7 @@ def verify_run(run: Any) -> VerifyOutcome:
 
     memsys.offload(run.model, **run.setting.offload_keywords())
     try:
-        report = memsys.verify(run.model, args=run.batch(0))
+        report = memsys.verify(run.trained, args=run.batch(0))
     finally:
         memsys.restore(run.model)
     return VerifyOutcome(bool(report.equal), " ".join(str(report).split()))

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Long enough that each tensor is larger than what torch.save writes about it; a long context's own share would take
+# minutes of attention.
+_LONGEST_PIECE = 4096
+
 
 class _CountingSink:
     """A file that remembers only its length."""
@@ -27,6 +31,18 @@ class _CountingSink:
         pass
 
 
+def estimate_run_bytes(run: Any) -> int:
+    """About how many bytes a step of the run saves in this process, told by a twin of its model: what the model itself
+    saves may be weights that are gathered from other processes and gone when it is looked at."""
+    from memsys.cli.gpt import GPT, GPTShape
+
+    setting, parameter = run.setting, next(run.model.parameters())
+    shape = GPTShape(layers=setting.layers, width=setting.width, seq=min(setting.seq, _LONGEST_PIECE))
+    with torch.random.fork_rng(devices=[]):
+        twin = GPT(shape).to(device=run.device, dtype=parameter.dtype)
+    return estimate_saved_bytes(twin, *run.batch(0))
+
+
 def estimate_saved_bytes(model: nn.Module, tokens: Tensor, targets: Tensor) -> int:
     """About how many bytes `model(tokens, targets)` saves for its backward, weights not counted.
 
@@ -35,7 +51,8 @@ def estimate_saved_bytes(model: nn.Module, tokens: Tensor, targets: Tensor) -> i
         targets: of the same shape.
     """
     seq = tokens.shape[1]
-    short, longer = max(1, seq // 16), max(2, seq // 8)
+    longer = max(2, min(seq // 8, _LONGEST_PIECE))
+    short = longer // 2
     low = _written_bytes(model, tokens[:, :short], targets[:, :short])
     high = _written_bytes(model, tokens[:, :longer], targets[:, :longer])
     # The weights and the file's own bytes are the same in both, and fall out.

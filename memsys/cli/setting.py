@@ -15,6 +15,10 @@ POLICIES = ("auto", "all", "inputs")
 DTYPES = ("fp32", "bf16")
 
 
+# From here on attention, which grows with the square of the sequence, takes most of a step.
+LONG_SEQ = 16384
+
+
 @dataclass(frozen=True)
 class Setting:
     """One training run of the reference GPT. Budgets are texts or None, as `memsys.offload` takes them."""
@@ -37,7 +41,16 @@ class Setting:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Setting:
-        return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
+        """The setting that was asked for; what was left open depends on the length of the sequence."""
+        given = {field.name: getattr(arguments, field.name) for field in fields(cls)}
+        for name, (short, long) in getattr(arguments, "by_length", {}).items():
+            if given[name] is None:
+                given[name] = long if arguments.seq >= LONG_SEQ else short
+        return cls(**given)
+
+    @property
+    def is_long(self) -> bool:
+        return self.seq >= LONG_SEQ
 
     def to_argv(self) -> list[str]:
         """The options that give this setting again."""
@@ -76,12 +89,29 @@ def budget_text(text: str) -> str:
     return text
 
 
-def add_setting_options(parser: argparse.ArgumentParser, defaults: Setting | None = None) -> None:
-    """Adds one option for each field of Setting."""
+def add_setting_options(
+    parser: argparse.ArgumentParser, defaults: Setting | None = None, long: Setting | None = None
+) -> None:
+    """Adds one option for each field of Setting. `long`: other sizes and device budget, from LONG_SEQ on."""
     defaults = defaults or Setting()
+    _add_options(parser, defaults, " (%(default)s)" if long is None else "")
+    if long is None:
+        return
+    names = ("layers", "width", "device_budget")
+    parser.set_defaults(
+        by_length={name: (getattr(defaults, name), getattr(long, name)) for name in names}, **dict.fromkeys(names)
+    )
+    told = ", ".join(f"{name.replace('_', ' ')} {getattr(long, name)}" for name in names)
+    parser.epilog = (
+        f"Unless given: layers {defaults.layers}, width {defaults.width}, device budget {defaults.device_budget}; for "
+        f"sequences of {LONG_SEQ} and more {told}."
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults: Setting, shown: str) -> None:
     model = parser.add_argument_group("model and text")
-    model.add_argument("--layers", type=positive, default=defaults.layers, help="layers of the GPT (%(default)s)")
-    model.add_argument("--width", type=positive, default=defaults.width, help="width, a multiple of 64 (%(default)s)")
+    model.add_argument("--layers", type=positive, default=defaults.layers, help=f"layers of the GPT{shown}")
+    model.add_argument("--width", type=positive, default=defaults.width, help=f"width, a multiple of 64{shown}")
     model.add_argument("--seq", type=positive, default=defaults.seq, help="bytes in a sequence (%(default)s)")
     model.add_argument("--batch", type=positive, default=defaults.batch, help="sequences in a step (%(default)s)")
     model.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="of the weights (%(default)s)")
@@ -95,7 +125,7 @@ def add_setting_options(parser: argparse.ArgumentParser, defaults: Setting | Non
         type=budget_text,
         metavar="BYTES",
         default=defaults.device_budget,
-        help="top tier (%(default)s)",
+        help=f"top tier{shown}",
     )
     budgets.add_argument(
         "--host-budget",

@@ -10,7 +10,7 @@ from memsys.budget import format_bytes
 from memsys.cli.console import Printer
 from memsys.cli.native import stats_of
 from memsys.cli.setting import Setting, add_setting_options, positive
-from memsys.cli.train import DEFAULTS
+from memsys.cli.train import DEFAULTS, LONG_DEFAULTS
 from memsys.report.timeline import COMPUTE, LINKS, Timeline
 
 _COLUMNS = ("lane", "busy", "of the time", "moved", "rate while busy")
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=3, help="training steps (%(default)s)")
     parser.add_argument("--output", metavar="FILE", default="trace.json", help="the record (%(default)s)")
     parser.add_argument("--png", metavar="FILE", help="also draw it (needs matplotlib)")
-    add_setting_options(parser, DEFAULTS)
+    add_setting_options(parser, DEFAULTS, LONG_DEFAULTS)
 
 
 def run(arguments: argparse.Namespace, printer: Printer) -> int:

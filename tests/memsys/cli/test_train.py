@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from memsys.cli import main, measure, train
+from memsys.cli import main, measure, setting, train
 from memsys.cli.console import Printer
 from memsys.cli.setting import Setting
 
@@ -76,10 +76,10 @@ def test_verify_compares_bit_for_bit(policy, text, capsys):
 @pytest.mark.parametrize("return_memory", [False, True])
 def test_measuring_memsys_gives_the_bits_of_plain(return_memory, text, tmp_path):
     needs_offload()
-    setting = Setting(layers=2, width=128, seq=128, device="cpu", data=text[1], spill_dir=str(tmp_path), policy="all")
-    setting = Setting(**vars(setting) | {"return_memory": return_memory})
-    result = measure.measure(setting, "memsys", steps=2)
-    assert result["loss"] == measure.measure(setting, "plain", steps=2)["loss"]
+    asked = Setting(layers=2, width=128, seq=128, device="cpu", data=text[1], spill_dir=str(tmp_path), policy="all")
+    asked = Setting(**vars(asked) | {"return_memory": return_memory})
+    result = measure.measure(asked, "memsys", steps=2)
+    assert result["loss"] == measure.measure(asked, "plain", steps=2)["loss"]
     assert result["stats"]["packed_count"] > 0
 
 
@@ -87,3 +87,16 @@ def test_a_spent_budget_is_loud(capsys):
     stats = dict.fromkeys(("out_bytes", "in_bytes", "stall_us", "late_count", "packed_count"), 0)
     train.describe_end(stats | {"peak_device_bytes": 11}, {"device_budget_bytes": 10}, False, Printer())
     assert "peak on the device: 11 bytes, EXCEEDED the budget of 10 bytes" in capsys.readouterr().out
+
+
+def test_a_long_context_gets_a_small_model_and_no_comparison(text, tmp_path, monkeypatch, capsys):
+    needs_offload()
+    monkeypatch.setattr(setting, "LONG_SEQ", 512)
+    monkeypatch.setattr(train, "LONG_DEFAULTS", Setting(layers=1, width=64, device_budget="2MiB"))
+    assert main.main(["train", "--seq", "1024", "--device", "cpu", *text, "--policy", "all", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["setting"]["layers"], result["setting"]["width"]) == (1, 64)
+    assert result["setting"]["device_budget"] == "2MiB"
+    assert len(result["steps"]) == 2
+    assert "compare" not in result and "verify" not in result
+    assert result["budget_kept"] and result["stats"]["out_bytes"] > 0

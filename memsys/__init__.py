@@ -3,6 +3,7 @@
 from memsys.activations.checkpoint import checkpoint
 from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decision, SavedTensor
 from memsys.activations.offload import offload, stats
+from memsys.activations.plan import plan
 from memsys.activations.recording import record_timeline
 from memsys.activations.scope import offload_activations
 from memsys.activations.selective import checkpoint_contexts
@@ -25,6 +26,7 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
+from memsys.planning.plan import Plan
 from memsys.planning.simulate import simulate
 from memsys.undo import restore
 from memsys.weights.coverage import CoverageReport, coverage
@@ -56,6 +58,7 @@ __all__ = [
     "MemsysError",
     "OffloadStats",
     "OrderError",
+    "Plan",
     "RangeError",
     "RowAdagrad",
     "RowAdam",
@@ -75,6 +78,7 @@ __all__ = [
     "offload",
     "offload_activations",
     "pack_weights",
+    "plan",
     "prefetch",
     "record_timeline",
     "restore",

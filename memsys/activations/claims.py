@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from memsys import _C, _tensor
-from memsys.activations.decision import Place, SavedTensor
+from memsys.activations.decision import Decision, Place, SavedTensor
 from memsys.activations.layers import LayerMarks
 from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord
@@ -159,7 +159,18 @@ class ActivationClaim:
             is_attention_output=self._marks.is_attention_output(node),
             segment=None if recipe is None else recipe.segment,
         )
-        place = checked(policy(saved), saved).place
+        recorder = self.record.recorder
+        if recorder is None:
+            self._carry_out(checked(policy(saved), saved), saved, span, recipe)
+            return
+        recorder.note_saved(saved, recipe)
+        try:
+            self._carry_out(checked(policy(saved), saved), saved, span, recipe)
+        finally:
+            recorder.resume()
+
+    def _carry_out(self, decision: Decision, saved: SavedTensor, span: SavedSpan, recipe: Recipe | None) -> None:
+        place = decision.place
         if place is Place.KEEP:
             if self._mover.keep(span):
                 self._stats.passed_count += 1

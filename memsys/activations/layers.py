@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections.abc import Callable
 
 import torch
 
@@ -53,3 +55,47 @@ class LayerMarks:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+class _Stack(threading.local):
+    """How deep in layers this thread's forward is, and the outermost of them."""
+
+    depth = 0
+    layer = -1
+
+
+class LayerPlace(LayerMarks):
+    """Also tells which layer is running. For one forward, and released after it: its hooks would hinder copies of the
+    model."""
+
+    def __init__(self, model: torch.nn.Module | None) -> None:
+        super().__init__(model)
+        self._stack = _Stack()
+        place = 0
+        inner: set[torch.nn.Module] = set()  # experts of a layer, say: no layers of their own
+        for layer in repeated_layers(model) if model is not None else ():
+            if layer not in inner:
+                self._hooks.append(layer.register_forward_pre_hook(self._entering(place)))
+                self._hooks.append(layer.register_forward_hook(self._leave, always_call=True))
+                inner.update(layer.modules())
+                place += 1
+
+    @property
+    def layer(self) -> int:
+        """The position of the layer that this thread is running; -1 outside of all."""
+        return self._stack.layer
+
+    def _entering(self, layer: int) -> Callable[..., None]:
+        def enter(*_: object) -> None:
+            stack = self._stack
+            stack.depth += 1
+            if stack.depth == 1:
+                stack.layer = layer
+
+        return enter
+
+    def _leave(self, *_: object) -> None:
+        stack = self._stack
+        stack.depth = max(0, stack.depth - 1)
+        if stack.depth == 0:
+            stack.layer = -1

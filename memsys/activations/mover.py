@@ -17,6 +17,7 @@ import torch
 
 from memsys import _tensor
 from memsys.activations.heap import HeapTrimmer
+from memsys.activations.kept import KeptSpans
 from memsys.activations.landing import Landing
 from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
@@ -60,6 +61,8 @@ class Mover:
         self._departures_lock = threading.Lock()
         self._held_bytes = 0  # sources that have not left
         self._window_used_bytes = 0  # prefetched and not yet taken
+        self._kept = KeptSpans()
+        self._away: object = None  # the tier that was sent to last
         self._prefetched: weakref.WeakSet[SavedSpan] = weakref.WeakSet()
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
@@ -77,6 +80,7 @@ class Mover:
             self._wait_for_transfer()
         span.is_kept = True
         self.stats.kept_bytes += span.bytes
+        self._kept.add(span)
         return True
 
     def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
@@ -86,9 +90,10 @@ class Mover:
         address = _tensor.address_of(span.source) + span.begin_bytes
         self.backend.note_use(address, span.bytes, True)
         self._make_room(span.bytes)
-        refusal = None
+        refusal, self._away = None, tiers[0]
         for tier in tiers:
             try:
+                self._give_up_kept(span.bytes)
                 span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), tier)
             except (BudgetError, SpillError) as error:
                 refusal = refusal or error.with_traceback(None)  # whose frames would keep the span alive
@@ -102,6 +107,30 @@ class Mover:
         if self.stats.fallback_count == 0:
             logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, str(refusal))
         self.stats.fallback_count += 1
+
+    def _give_up_kept(self, bytes_: int) -> None:
+        """Sends away what was kept until there is room for what can't stay: several forwards before one backward keep
+        more than each of them counted with."""
+        while self.store.device_budget.left_bytes < bytes_ and self._send_kept():
+            while self.store.device_budget.left_bytes < bytes_ and self._departures:
+                self._wait_for_transfer()
+
+    def _send_kept(self) -> bool:
+        """Sends the span that was kept first, which backward wants last; False if there is none."""
+        span = self._kept.take() if self._away is not None else None
+        if span is None:
+            return False
+        self.forget(span)
+        span.is_kept = False
+        address = _tensor.address_of(span.source) + span.begin_bytes
+        try:
+            span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), self._away)
+        except (BudgetError, SpillError):
+            self.keep(span)
+            return False
+        self._hold(span)
+        self.stats.out_bytes += span.bytes
+        return True
 
     def drop(self, span: SavedSpan, recipe: Recipe) -> None:
         """Lets the bytes go: they are made again when backward wants them."""
@@ -262,7 +291,7 @@ class Mover:
         if recipe is None:
             return  # another thread was first
         try:
-            recipe.prove(moved, self._allocate(span.bytes))
+            recipe.prove(moved, self._on_demand(lambda: self._allocate(span.bytes)))
         except Exception as error:
             logger.debug("could not try whether a saved tensor can be computed again", exc_info=True)
             if not isinstance(error, (MemsysError, MemoryError)):
@@ -316,7 +345,7 @@ class Mover:
                 self.store.trim()
                 if self.store.in_flight_bytes > 0:
                     self._wait_for_transfer()
-                elif not self._give_up_prefetched():
+                elif not self._give_up_prefetched() and not self._send_kept():
                     if patience == 0:
                         raise
                     patience -= 1

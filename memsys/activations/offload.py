@@ -128,7 +128,7 @@ def _close_scope(scope: AbstractContextManager, *error: object) -> None:
     scope.__exit__(*error)
 
 
-def _function_of(model: torch.nn.Module) -> Callable | None:
+def function_of(model: torch.nn.Module) -> Callable | None:
     """Our patch on the model, also where others have patched over it."""
     found = model.__dict__.get("forward")
     seen = 0
@@ -144,7 +144,7 @@ def _function_of(model: torch.nn.Module) -> Callable | None:
 def session_of(model: torch.nn.Module) -> Session | None:
     """The session of an offloaded model; of a DDP or FSDP wrapper, that of the module inside."""
     inner = getattr(model, "module", None)
-    function = _function_of(model) or (_function_of(inner) if isinstance(inner, torch.nn.Module) else None)
+    function = function_of(model) or (function_of(inner) if isinstance(inner, torch.nn.Module) else None)
     return function.memsys_session if function is not None else None
 
 
@@ -159,7 +159,7 @@ def stats(model: torch.nn.Module) -> OffloadStats:
 def restore(model: torch.nn.Module) -> torch.nn.Module:
     """Undoes offload, also below or above other patches of `forward`; does nothing to a model without. Graphs that
     were made before can still run backward."""
-    function = _function_of(model)
+    function = function_of(model)
     if function is None:
         return model
     session, function.memsys_session = function.memsys_session, None

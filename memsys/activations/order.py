@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memsys.activations.mover import Mover
+    from memsys.activations.recorder import StepRecorder
     from memsys.activations.span import SavedSpan
 
 Signature = tuple[int, ...]
@@ -51,6 +52,7 @@ class ForwardRecord:
         self._place: dict[int, int] = {}
         self._cursor = 0
         self.on_backward: Callable[[], None] | None = None  # called when backward takes the first span
+        self.recorder: StepRecorder | None = None  # where the step's times are noted
 
     def __len__(self) -> int:
         return len(self._spans)

@@ -28,6 +28,17 @@ class SwapAll:
         return self._away
 
 
+class Profile:
+    """For a step that is recorded: everything moves, and what a cheap operation may give again is tried beside it."""
+
+    def __init__(self, away: Decision) -> None:
+        self._away = away
+
+    def __call__(self, saved: SavedTensor) -> Decision:
+        is_untried = saved.segment is not None and not saved.segment.is_proven
+        return RECOMPUTE(saved.segment) if is_untried else self._away
+
+
 class InputsOnly:
     """Layer inputs and attention outputs move: what MEMO always swaps. The rest stays."""
 
@@ -89,9 +100,14 @@ class Measured:
         self._keep_from = first
 
 
+def away_from(device_type: str) -> Decision:
+    """The first tier below a device."""
+    return HOST if device_type == "cuda" else FILE
+
+
 def make_policy(policy: str | Policy, device_type: str, limit: KeepLimit | None = None) -> Policy:
     """The callable behind a policy's name; raises InputError for a name that is none."""
-    away = HOST if device_type == "cuda" else FILE
+    away = away_from(device_type)
     if callable(policy):
         return policy
     if policy == "all":

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from memsys import _tensor
+from memsys.activations.clock import Clock, clock_for
 from memsys.activations.span import MovedHandle, PassedHandle
 from memsys.errors import CorruptionError
 
@@ -76,13 +77,13 @@ class Recipe:
     """How to make one saved tensor again. It owns readers of its inputs, which therefore live as long."""
 
     __slots__ = (
-        *("_arguments", "_book", "_call", "_key", "_layout", "_readers", "_sample", "_shapes", "_thread_count"),
-        *("depth", "segment"),
+        *("_arguments", "_book", "_call", "_layout", "_readers", "_sample", "_shapes", "_thread_count"),
+        *("depth", "key", "segment"),
     )
 
     def __init__(self, book: RecipeBook, key: tuple[object, ...], result: torch.Tensor, step: _Step) -> None:
         self._book = book
-        self._key = key
+        self.key = key
         self._call, self._arguments = step.run, step.arguments
         self._readers = tuple(handle if handle is None else handle.reader() for handle in step.handles)
         self._layout = _tensor.layout_of(result, 0)
@@ -100,15 +101,20 @@ class Recipe:
         is_sampled = self.segment.is_proven and result.device.type == "cpu"
         self._sample = _sample(result.detach()) if is_sampled else None
 
+    def input_indices(self) -> tuple[int, ...]:
+        """The spans that it reads, by their index in the forward."""
+        return tuple(reader.span.index for reader in self._readers if isinstance(reader, MovedHandle))
+
     def prove(self, moved: torch.UntypedStorage, scratch: torch.UntypedStorage) -> None:
         """Makes the tensor beside its bytes that moved, and notes in the book whether they are equal."""
-        is_made = self._run(scratch) is not None
+        clock = clock_for(scratch.device)
+        is_made = self._run(scratch, clock) is not None
         is_equal = is_made and torch.equal(_tensor.bytes_over(scratch), _tensor.bytes_over(moved))
-        self._book.note_trial(self._key, is_equal)
+        self._book.note_trial(self.key, is_equal)
 
     def refuse(self) -> None:
         """Notes that the tensor can't be made again."""
-        self._book.note_trial(self._key, False)
+        self._book.note_trial(self.key, False)
 
     def make(self, target: torch.UntypedStorage) -> None:
         """Writes the tensor's bytes into `target`. Raises CorruptionError where they are known to differ."""
@@ -123,7 +129,7 @@ class Recipe:
                 "policy='all'"
             )
 
-    def _run(self, target: torch.UntypedStorage) -> torch.Tensor | None:
+    def _run(self, target: torch.UntypedStorage, clock: Clock | None = None) -> torch.Tensor | None:
         if tuple(_passed_shape(reader) for reader in self._readers) != self._shapes:
             return None
         tensors = [reader if reader is None else reader.peek() for reader in self._readers]
@@ -133,7 +139,10 @@ class Recipe:
         # What the operation read had been cast by autocast before it was saved (on CUDA it would cast what a norm
         # reads once more); and where threads divide the work, the last bits of some operations depend on it.
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False), _threads(self._thread_count):
+            begin = None if clock is None else clock.stamp()
             self._call(*tensors, *self._arguments, out=out)
+        if clock is not None:
+            self._book.note_time(self.key, clock, begin, clock.stamp())
         return out
 
 
@@ -144,6 +153,7 @@ class RecipeBook:
     def __init__(self, is_strict: bool = False) -> None:
         self._is_strict = is_strict
         self._trials: dict[tuple[object, ...], bool] = {}
+        self._times: dict[tuple[object, ...], tuple[Clock, object, object]] = {}
         self._norms: dict[int, tuple[float, bool] | None] = {}  # by the weight's address: epsilon, has a bias
 
     def refresh(self, model: torch.nn.Module) -> None:
@@ -185,6 +195,16 @@ class RecipeBook:
     def note_trial(self, key: tuple[object, ...], is_equal: bool) -> None:
         """Once unequal, never again."""
         self._trials[key] = is_equal and self._trials.get(key, True)
+
+    def note_time(self, key: tuple[object, ...], clock: Clock, begin: object, end: object) -> None:
+        self._times[key] = (clock, begin, end)
+
+    def remake_us(self, key: tuple[object, ...]) -> float | None:
+        """How long the operation took in its trial; None where it is not proven. To be asked after the step."""
+        if not self.is_proven(key) or key not in self._times:
+            return None
+        clock, begin, end = self._times[key]
+        return clock.between_us(begin, end)
 
     def _norm_step(self, node: object) -> _Step | None:
         x, weight, bias = handles = tuple(_handle(node, name) for name in ("input", "weight", "bias"))

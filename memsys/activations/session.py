@@ -12,12 +12,14 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from memsys import _C
+from memsys.activations.calibrate import measured_hardware
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Dispatcher
 from memsys.activations.heap import HeapTrimmer
@@ -27,11 +29,14 @@ from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
+from memsys.activations.planned import given_plan
+from memsys.activations.planner import Planner, PlanOptions
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
 from memsys.activations.recording import Recording
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
+from memsys.planning.swap_plan import Budgets
 from memsys.report.timeline import Timeline
 from memsys.runtimes import runtime_for
 
@@ -70,6 +75,7 @@ class Session:
         self._mover: Mover | None = None
         self._store: object = None
         self._policy: Policy | None = None
+        self.planner: Planner | None = None
         self._device: torch.device | None = None
         self._pid = os.getpid()
         self._has_run = False
@@ -94,13 +100,20 @@ class Session:
 
     def _check_options(self) -> None:
         options = self.options
-        if options.plan is not None:
-            raise UnsupportedError("plan=: there is no planner yet; leave plan out and use policy='auto'")
+        self._plan = given_plan(options.plan, options.policy)
         if options.min_bytes is not None and (not isinstance(options.min_bytes, int) or options.min_bytes < 0):
             raise InputError(f"min_bytes: wanted a count of bytes, found {options.min_bytes!r}; for instance 262144")
         make_policy(options.policy, "cpu")
         self.spill_dir = usable_spill_folder(options.spill_dir)
-        self._limits = parse_limits(options.device_budget, options.host_budget, options.disk_budget, self.spill_dir)
+        self._limits = parse_limits(*self._budgets(), self.spill_dir)
+
+    def _budgets(self) -> tuple[int | str | None, ...]:
+        """Those given; else the plan's."""
+        given = (self.options.device_budget, self.options.host_budget, self.options.disk_budget)
+        if self._plan is None:
+            return given
+        planned = self._plan.budgets.device_bytes, self._plan.budgets.host_bytes, self._plan.budgets.file_bytes
+        return tuple(own if own is not None else other for own, other in zip(given, planned, strict=True))
 
     def _exclude(self, model: torch.nn.Module) -> None:
         for name, module in model.named_modules():
@@ -133,6 +146,7 @@ class Session:
                 self._trimmer = HeapTrimmer() if self.options.return_memory else None
             mover = Mover(runtime, backend, self._store, self._counts, self._parking, self._trimmer)
             self._policy = make_policy(self.options.policy, device.type, self._keep_limit(mover))
+            self.planner = self._make_planner(device, mover)
             self._device = device
             self._mover = mover
             self._tell_recording()
@@ -166,6 +180,19 @@ class Session:
         windows = 3 if budget is None else 2
         return KeepLimit(budget, share, windows * mover.window_bytes, lambda: self._counts.kept_bytes)
 
+    def _make_planner(self, device: torch.device, mover: Mover) -> Planner | None:
+        """Within a device budget auto plans; without one it follows its rule, or the plan that was given."""
+        limit = self._store.device_budget.limit_bytes
+        is_simulated = device.type == "cpu" and not mover.is_direct
+        if self.options.policy != "auto" or is_simulated or (limit < 0 and self._plan is None):
+            return None
+        budgets = Budgets(
+            None if limit < 0 else limit, self._store.host_budget.limit_bytes, self._store.disk_budget.limit_bytes
+        )
+        hardware = partial(measured_hardware, device, self.spill_dir, mover.window_bytes)
+        options = PlanOptions(device, budgets, self._min_bytes(), hardware)
+        return Planner(options, self._recipes, self._counts, self._plan)
+
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
         """The scope of one forward pass: what autograd saves inside is offloaded."""
@@ -177,7 +204,10 @@ class Session:
         self._learn_from_last(record)
         recording = self._recording
         begin_us = recording.now_us() if recording is not None else 0
-        with Dispatcher(self.claimants(record)):
+        planned = nullcontext((self._policy, self._marks))
+        if self.planner is not None:
+            planned = self.planner.forward(model, record, self._policy)
+        with planned as (policy, marks), Dispatcher(self.claimants(record, policy, marks)):
             yield
         if recording is not None:
             recording.end_forward(begin_us)
@@ -212,12 +242,15 @@ class Session:
         record.on_backward = self._begin_backward
         return record
 
-    def claimants(self, record: ForwardRecord) -> tuple[ParameterClaim, ActivationClaim]:
-        """What answers for the saved tensors of the forward that `record` is about."""
+    def claimants(
+        self, record: ForwardRecord, policy: Policy | None = None, marks: LayerMarks | None = None
+    ) -> tuple[ParameterClaim, ActivationClaim]:
+        """What answers for the saved tensors of the forward that `record` is about; by default the session's own
+        policy and marks."""
         self._marks.forget_dead()
         claim = ActivationClaim(
-            mover=self._mover, policy=self._policy, device=self._device, min_bytes=self._min_bytes(), marks=self._marks,
-            aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
+            mover=self._mover, policy=policy or self._policy, device=self._device, min_bytes=self._min_bytes(),
+            marks=marks or self._marks, aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
             is_excluded=self._is_excluded,
         )  # fmt: skip
         return ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
@@ -229,7 +262,9 @@ class Session:
         self._last_record = weakref.ref(record)
 
     def _min_bytes(self) -> int:
-        return DEFAULT_MIN_BYTES if self.options.min_bytes is None else self.options.min_bytes
+        if self.options.min_bytes is not None:
+            return self.options.min_bytes
+        return DEFAULT_MIN_BYTES if self._plan is None else self._plan.min_bytes
 
     def stats(self) -> OffloadStats:
         """A copy of the counts, with the budgets' peaks."""
@@ -240,6 +275,7 @@ class Session:
             counts.peak_host_bytes = self._store.host_budget.peak_bytes
             counts.peak_file_bytes = self._store.disk_budget.peak_bytes
             store = self._store.stats()
+            counts.plan = None if self.planner is None else self.planner.stats()
             counts.in_flight_bytes, counts.spill_used_bytes = store["in_flight_bytes"], store["spill_used_bytes"]
         return counts
 

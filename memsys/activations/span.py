@@ -102,6 +102,16 @@ class MovedHandle:
 
     def unpack(self) -> torch.Tensor:
         check_version(self.anchor, self.version, self.layout.size)
+        recorder = None if self.span.record is None else self.span.record.recorder
+        if recorder is None:
+            return self._unpack()
+        recorder.note_read(self.span.index)
+        try:
+            return self._unpack()
+        finally:
+            recorder.resume()
+
+    def _unpack(self) -> torch.Tensor:
         span = self.span
         storage, begin_bytes = span.storage()
         layout = self.layout

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from memsys.errors import InputError
+from memsys.planning.swap_plan import Prediction
 
 if TYPE_CHECKING:
     from memsys.report.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class PlanStats:
+    """The plan that was followed last, beside what its steps measured.
+
+    predicted: of one step (None for a plan made by hand); measured_step_us: the median of the last steps, from the
+    first operation of forward to the end of backward (None before the first); declined: why nothing moves, or None;
+    counts: spans by what becomes of them; plan_count: shapes of step with a plan.
+    """
+
+    predicted: Prediction | None
+    measured_step_us: float | None
+    declined: str | None
+    solver: str
+    counts: Mapping[str, int]
+    plan_count: int
 
 
 @dataclass
@@ -20,7 +39,8 @@ class OffloadStats:
     storage; peak_*_bytes: the most that was in use at once (device: kept + memsys's buffers + in flight);
     stall_us: time the training thread waited for a transfer; late_count: tensors not yet there when needed;
     remade_bytes: computed again instead of moved;
-    fallback_count: tensors that stayed because no tier had room; kept_bytes: kept on the device just now.
+    fallback_count: tensors that stayed because no tier had room; kept_bytes: kept on the device just now;
+    plan: the plan followed last, None without.
     """
 
     packed_count: int = 0
@@ -38,6 +58,7 @@ class OffloadStats:
     kept_bytes: int = 0
     in_flight_bytes: int = 0
     spill_used_bytes: int = 0
+    plan: PlanStats | None = None
 
     _timeline = None  # the last record; no field: it is not a count
 
@@ -48,4 +69,5 @@ class OffloadStats:
         return self._timeline
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """The counts alone."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "plan"}

@@ -104,7 +104,7 @@ class StepTrace:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the trace as JSON."""
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(self)}, file)
+            json.dump(self.as_dict(), file)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTrace:
@@ -116,6 +116,10 @@ class StepTrace:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{os.fspath(path)!r}: wanted a trace that memsys saved, found something else ({error}); "
                              "record it again by memsys.plan or `memsys trace`") from None  # fmt: skip
+
+    def as_dict(self) -> dict[str, object]:
+        """What `save` writes, and `from_dict` reads."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, object]) -> StepTrace:

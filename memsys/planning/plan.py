@@ -1,0 +1,109 @@
+"""A plan as people hold it: what was recorded, what was chosen within which budgets, and what it should come to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from memsys.budget import format_bytes
+from memsys.errors import InputError
+from memsys.planning.swap_plan import Budgets, Choice, Hardware, Link, Prediction, SwapPlan
+from memsys.planning.trace import StepTrace
+
+FORMAT = "memsys-plan-1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What memsys.plan returns; print it, save it, or give it to memsys.offload(model, plan=...).
+
+    min_bytes: smaller tensors stay, and are not among the trace's spans.
+    """
+
+    trace: StepTrace
+    swap: SwapPlan
+    budgets: Budgets
+    hardware: Hardware
+    min_bytes: int
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON."""
+        swap = asdict(self.swap) | {
+            "choices": [choice.value for choice in self.swap.choices],
+            "alphas": {str(segment): alpha for segment, alpha in self.swap.alphas.items()},
+            "row_tier": self.swap.row_tier.value,
+        }
+        found = {"format": FORMAT, "trace": self.trace.as_dict(), "swap": swap, "budgets": asdict(self.budgets),
+                 "hardware": asdict(self.hardware), "min_bytes": self.min_bytes}  # fmt: skip
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(found, file)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads what `save` wrote. Raises InputError for a file that is no plan."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls._from_dict(json.load(file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{os.fspath(path)!r}: wanted a plan that memsys saved, found something else ({error}); "
+                             "make it again by memsys.plan") from None  # fmt: skip
+
+    @classmethod
+    def _from_dict(cls, found: Mapping[str, object]) -> Plan:
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
+        swap = dict(found["swap"])
+        swap["choices"] = tuple(Choice(choice) for choice in swap["choices"])
+        swap["alphas"] = {int(segment): alpha for segment, alpha in swap["alphas"].items()}
+        swap["row_tier"] = Choice(swap["row_tier"])
+        swap["predicted"] = None if swap["predicted"] is None else Prediction(**swap["predicted"])
+        hardware = dict(found["hardware"])
+        for tier in ("file", "host"):
+            hardware[tier] = None if hardware[tier] is None else Link(**hardware[tier])
+        trace = StepTrace.from_dict(found["trace"])
+        if len(swap["choices"]) != len(trace.spans):
+            raise ValueError(f"{len(swap['choices'])} choices for {len(trace.spans)} spans")
+        return cls(trace, SwapPlan(**swap), Budgets(**found["budgets"]), Hardware(**hardware), found["min_bytes"])
+
+    def bytes_of(self, choice: Choice) -> int:
+        """Saved bytes that the plan treats so."""
+        pairs = zip(self.trace.spans, self.swap.choices, strict=True)
+        return sum(span.bytes for span, chosen in pairs if chosen is choice)
+
+    @cached_property
+    def bytes_of_kept(self) -> int:
+        return self.bytes_of(Choice.KEEP)
+
+    def __str__(self) -> str:
+        trace, swap = self.trace, self.swap
+        lines = [f"plan for {len(trace.spans)} saved tensors, {format_bytes(trace.saved_bytes)}, on {trace.device}"]
+        for name, limit in (("device", self.budgets.device_bytes), ("host", self.budgets.host_bytes),
+                            ("file", self.budgets.file_bytes)):  # fmt: skip
+            if limit is not None:
+                lines.append(f"  {name} budget {format_bytes(limit)}")
+        for choice in Choice:
+            count = swap.choices.count(choice)
+            if count:
+                lines.append(f"  {choice.value}: {count} tensors, {format_bytes(self.bytes_of(choice))}")
+        if swap.declined is not None:
+            lines.append(f"  nothing moves: {swap.declined}")
+        lines.append(f"  compute {(trace.forward_us + trace.backward_us) / 1e3:.1f} ms a step")
+        if swap.predicted is not None:
+            lines += _prediction_lines(swap.predicted, swap.bound_us)
+        if trace.transient_peak_bytes:
+            lines.append(f"  beside these: transients of at most {format_bytes(trace.transient_peak_bytes)}")
+        lines += [f"  beside these: {name} {format_bytes(count)}" for name, count in trace.resident_bytes.items()]
+        lines.append(f"  solved by {swap.solver} in {swap.solve_us / 1e3:.1f} ms")
+        return "\n".join(lines)
+
+
+def _prediction_lines(predicted: Prediction, bound_us: float) -> list[str]:
+    return [
+        f"  predicted step {predicted.step_us / 1e3:.1f} ms (no plan can be under {bound_us / 1e3:.1f} ms), of it "
+        f"waiting {predicted.stall_us / 1e3:.1f} ms, computing again {predicted.remade_us / 1e3:.1f} ms",
+        f"  predicted peaks: device {format_bytes(predicted.peak_device_bytes)}, host "
+        f"{format_bytes(predicted.peak_host_bytes)}, file {format_bytes(predicted.peak_file_bytes)}",
+    ]

@@ -10,7 +10,6 @@ import os
 import statistics
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,9 @@ from memsys.activations.decision import KEEP
 from memsys.activations.dispatcher import Dispatcher
 from memsys.activations.layers import LayerPlace
 from memsys.activations.recorder import MovedBytes, StepRecorder
+from memsys.activations.session import OffloadOptions, Session
 from memsys.planning.swap_plan import Hardware, Link
 from memsys.report import links
-
-if TYPE_CHECKING:
-    from memsys.activations.session import Session
 
 _SPAN_BYTES = 4 << 20
 _WIDTH = 256
@@ -71,8 +68,6 @@ class _Chain(nn.Module):
 
 
 def _measure_file(spill_dir: str) -> Link:
-    from memsys.activations.session import OffloadOptions, Session
-
     moving = Session(OffloadOptions(policy="all", spill_dir=spill_dir))
     keeping = Session(OffloadOptions(policy=lambda saved: KEEP, spill_dir=spill_dir))
     started = time.perf_counter()

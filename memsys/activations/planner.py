@@ -25,6 +25,7 @@ from memsys.activations.policy import Policy, Profile, away_from
 from memsys.activations.recipes import RecipeBook
 from memsys.activations.recorder import MovedBytes, StepRecorder
 from memsys.activations.stats import OffloadStats, PlanStats
+from memsys.errors import BudgetError
 from memsys.planning.plan import Plan
 from memsys.planning.swap_plan import Budgets, Choice, Hardware, Prediction, SwapPlan
 from memsys.planning.trace import StepTrace
@@ -92,6 +93,7 @@ class Planner:
         self._entries: dict[Signature, _Entry] = {}
         self._latest: _Entry | None = None
         self._pending: list[RecordedStep] = []
+        self._refused: set[Signature] = set()
         self._unplanned: dict[Signature, None] = {}  # shapes that came once, in that order
         self._lock = threading.Lock()
         if plan is not None:
@@ -109,7 +111,9 @@ class Planner:
             is_light = bool(plans) and not self._unplanned and not isinstance(self._clock, HostClock)
         place = LayerPlace(None if is_light else model)
         recorder = record.recorder = StepRecorder(self._clock, place, self._moved, is_light)
-        policy = PlannedForward(plans, otherwise, self._away, lambda: self._counts.kept_bytes) if plans else None
+        policy = None  # the first step
+        if plans or self._refused:
+            policy = PlannedForward(plans, otherwise, self._away, lambda: self._counts.kept_bytes)
         try:
             yield (policy or Profile(self._away)), place
         finally:
@@ -129,7 +133,12 @@ class Planner:
             self._pending = [step for step in self._pending if not step.recorder.has_ended]
             wanted = [self._note(step) for step in ended if step.recorder.sizes]
         for step, entry in filter(None, wanted):
-            entry.plan = self.plan_for(step)
+            try:
+                entry.plan = self.plan_for(step)
+            except BudgetError as error:
+                logger.warning("this shape of step follows no plan: %s", error)
+                self._refused.add(step.recorder.sizes)
+                continue
             with self._lock:
                 self._add(entry)
 
@@ -148,6 +157,8 @@ class Planner:
 
     def _meet(self, signature: Signature, step: RecordedStep) -> tuple[RecordedStep, _Entry] | None:
         """A step without a plan: the first is planned for at once, another shape when it comes again."""
+        if signature in self._refused:
+            return None
         if self._entries and signature not in self._unplanned:
             self._unplanned[signature] = None
             if len(self._unplanned) > PLAN_LIMIT:

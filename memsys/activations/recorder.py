@@ -61,12 +61,13 @@ class StepRecorder:
         self._pauses: list[tuple[object, object]] = []  # where the clock stood still
         self._saved_at: list[int] = []  # of each span: how many pauses had been when it was saved
         self._reads: list[tuple[int, int]] = []  # (span, how many pauses had been)
+        self._deaths: dict[int, tuple[object, int]] = {}
         self._unread: set[int] = set()
         self._paused: object = None
         self._depth = 0
         self._owner = 0  # the thread that stopped the clock: what another does meanwhile does not count
         self._is_armed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a span may die wherever memory is asked for
 
     # While the step runs -------------------------------------------------------------------------------------------
 
@@ -87,6 +88,14 @@ class StepRecorder:
         if self._pause() and self._is_armed and not self._is_light:
             self._reads.append((index, len(self._pauses)))
         self._unread.discard(index)
+
+    def note_died(self, index: int) -> None:
+        """The graph let go of a span: what is counted for it is counted no more."""
+        if self._is_armed and not self._is_light:
+            with self._lock:
+                is_running = self._depth == 0
+                stamp = self._clock.stamp() if is_running else self._paused
+                self._deaths[index] = (stamp, len(self._pauses))
 
     def _pause(self) -> bool:
         """Returns whether the clock ran until now."""
@@ -157,6 +166,9 @@ class StepRecorder:
         for index, pause in self._reads:
             us = clean(max(forward_us, times.at_pause(pause)))
             reads[index] = (reads[index][0] if index in reads else us, us)
+        for index, (stamp, pause) in self._deaths.items():
+            if index in reads:
+                reads[index] = (reads[index][0], max(reads[index][1], clean(times.at(stamp, pause))))
         spans = []
         for seen, pause in zip(self._seen, self._saved_at, strict=True):
             never_us = clean(whole_us)

@@ -14,12 +14,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from memsys import _C
-from memsys.activations.calibrate import measured_hardware
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Dispatcher
 from memsys.activations.heap import HeapTrimmer
@@ -36,7 +34,7 @@ from memsys.activations.recipes import RecipeBook
 from memsys.activations.recording import Recording
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
-from memsys.planning.swap_plan import Budgets
+from memsys.planning.swap_plan import Budgets, Hardware
 from memsys.report.timeline import Timeline
 from memsys.runtimes import runtime_for
 
@@ -189,7 +187,12 @@ class Session:
         budgets = Budgets(
             None if limit < 0 else limit, self._store.host_budget.limit_bytes, self._store.disk_budget.limit_bytes
         )
-        hardware = partial(measured_hardware, device, self.spill_dir, mover.window_bytes)
+
+        def hardware() -> Hardware:
+            from memsys.activations import calibrate  # which itself runs a session
+
+            return calibrate.measured_hardware(device, self.spill_dir, mover.window_bytes)
+
         options = PlanOptions(device, budgets, self._min_bytes(), hardware)
         return Planner(options, self._recipes, self._counts, self._plan)
 

@@ -70,6 +70,8 @@ class SavedSpan:
         mover = getattr(self, "mover", None)
         if mover is not None:
             mover.forget(self)
+            if self.record is not None and self.record.recorder is not None:
+                self.record.recorder.note_died(self.index)
 
 
 class MovedHandle:

@@ -58,6 +58,7 @@ class Plan:
         swap = dict(found["swap"])
         swap["choices"] = tuple(Choice(choice) for choice in swap["choices"])
         swap["alphas"] = {int(segment): alpha for segment, alpha in swap["alphas"].items()}
+        swap["reruns"] = tuple(swap["reruns"])
         swap["row_tier"] = Choice(swap["row_tier"])
         swap["predicted"] = None if swap["predicted"] is None else Prediction(**swap["predicted"])
         hardware = dict(found["hardware"])

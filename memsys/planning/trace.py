@@ -21,9 +21,10 @@ class SpanRecord:
     """One storage span that autograd saved.
 
     index: its place in the order of packing; layer: position in the repeated stack (-1: outside of it);
-    saved_us: when forward saved it; first_use_us, last_use_us: when backward read it; remake_us: to make it again by
-    one cheap operation from the spans `remake_inputs` (None: it can't be); segment: of token-local rows (-1: none),
-    where row_bytes is what one sequence position takes of `bytes` (0: it can't be divided by rows).
+    saved_us: when forward saved it; first_use_us: when backward first read it; last_use_us: when it let go of it;
+    remake_us: to make it again by one cheap operation from the spans `remake_inputs` (None: it can't be); segment: of
+    token-local rows (-1: none), where row_bytes is what one sequence position takes of `bytes` (0: it can't be divided
+    by rows).
     """
 
     index: int

@@ -5,6 +5,7 @@ from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decis
 from memsys.activations.offload import offload, stats
 from memsys.activations.plan import plan
 from memsys.activations.recording import record_timeline
+from memsys.activations.rows.mark import token_local
 from memsys.activations.scope import offload_activations
 from memsys.activations.selective import checkpoint_contexts
 from memsys.activations.stats import OffloadStats
@@ -86,6 +87,7 @@ __all__ = [
     "stats",
     "stream",
     "stream_stats",
+    "token_local",
     "unpack_weights",
     "verify",
     "windowed_ffn",

@@ -182,6 +182,11 @@ def packed_by(node: object, name: str) -> object:
     return getattr(getattr(node, "_raw_saved_" + name, None), "data", None)
 
 
+def last_pre_hook(module: torch.nn.Module) -> object:
+    """The hook that sees the arguments as the module's forward gets them."""
+    return next(reversed(module._forward_pre_hooks.values()), None)
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """Counts in-place changes; -1 where torch does not count them (inference tensors)."""
     return -1 if tensor.is_inference() else tensor._version

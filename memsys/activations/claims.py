@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,9 @@ from memsys.activations.order import ForwardRecord
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.policy import Policy, checked, make_policy
 from memsys.activations.recipes import Recipe, RecipeBook
+from memsys.activations.rows.book import RowBook
+from memsys.activations.rows.call import RowCall
+from memsys.activations.rows.prefix import RowPrefix
 from memsys.activations.span import MovedHandle, PassedHandle, SavedSpan, WrapperHandle
 from memsys.activations.stats import OffloadStats
 
@@ -82,6 +86,16 @@ class AliasTable:
             self._spans.pop(whole, None)
 
 
+class _Placing(NamedTuple):
+    """A span on its way to where the policy says; the recipe or the row segment's call, where it has one."""
+
+    tensor: torch.Tensor
+    span: SavedSpan
+    saved: SavedTensor
+    recipe: Recipe | None
+    call: RowCall | None
+
+
 class ActivationClaim:
     """Applies the policy to one forward's saved tensors."""
 
@@ -90,7 +104,7 @@ class ActivationClaim:
 
     def __init__(self, *, mover: Mover, policy: Policy, device: torch.device, min_bytes: int, marks: LayerMarks,
                  aliases: AliasTable, recipes: RecipeBook | None, stats: OffloadStats, record: ForwardRecord,
-                 is_excluded: Callable[[], bool]) -> None:  # fmt: skip
+                 is_excluded: Callable[[], bool], rows: RowBook | None = None) -> None:  # fmt: skip
         self._mover = mover
         self._policy = policy
         self._away = make_policy("all", device.type)
@@ -102,8 +116,17 @@ class ActivationClaim:
         self._stats = stats
         self.record = record
         self._is_excluded = is_excluded
+        self.rows = rows
 
     def claim(self, tensor: torch.Tensor) -> object:
+        call = None if self.rows is None else self.rows.current()
+        if call is None:
+            return self._claim_any(tensor)
+        handle = self._claim_any(tensor)
+        call.note(tensor, handle)
+        return handle
+
+    def _claim_any(self, tensor: torch.Tensor) -> object:
         if _tensor.is_small(tensor, self._min_bytes):  # most tensors: decided before anything else is looked up
             self._stats.passed_count += 1
             return PassedHandle(tensor)
@@ -127,6 +150,8 @@ class ActivationClaim:
             begin, end = 0, whole_bytes
         key = (_tensor.version_of(tensor), begin, end)
         span = self._aliases.find(storage, key)
+        if span is not None and span.rows is not None and not self._is_covered(tensor, span):
+            span = None  # bytes that nobody makes again: they move by themselves
         if span is None:
             span = SavedSpan(self._mover, storage, begin, end - begin)
             self.record.add(span)
@@ -148,6 +173,7 @@ class ActivationClaim:
 
     def _place(self, tensor: torch.Tensor, span: SavedSpan, policy: Policy) -> None:
         node = tensor.grad_fn
+        call = self.rows.current() if self.rows is not None and policy is self._policy else None
         recipe = self._recipe_for(tensor, span) if policy is self._policy else None
         saved = SavedTensor(
             index=span.index,
@@ -158,18 +184,21 @@ class ActivationClaim:
             is_layer_input=self._marks.is_layer_input(span.source),
             is_attention_output=self._marks.is_attention_output(node),
             segment=None if recipe is None else recipe.segment,
+            row_segment=None if call is None else call.offer(tensor, span),
         )
+        placing = _Placing(tensor, span, saved, recipe, call)
         recorder = self.record.recorder
         if recorder is None:
-            self._carry_out(checked(policy(saved), saved), saved, span, recipe)
+            self._carry_out(checked(policy(saved), saved), placing)
             return
         recorder.note_saved(saved, recipe)
         try:
-            self._carry_out(checked(policy(saved), saved), saved, span, recipe)
+            self._carry_out(checked(policy(saved), saved), placing)
         finally:
             recorder.resume()
 
-    def _carry_out(self, decision: Decision, saved: SavedTensor, span: SavedSpan, recipe: Recipe | None) -> None:
+    def _carry_out(self, decision: Decision, placing: _Placing) -> None:
+        tensor, span, saved, recipe, call = placing
         place = decision.place
         if place is Place.KEEP:
             if self._mover.keep(span):
@@ -183,9 +212,25 @@ class ActivationClaim:
                 return
             span.recipe = recipe
             place = self._away(saved).place
-        self._mover.send(span, _CHAINS[place])
+        if place is Place.ROWS:
+            place = decision.away or self._away(saved).place
+            span.rows = self._divided(call, tensor, span, decision.alpha)
         self._stats.packed_count += 1
+        if span.rows is not None:
+            self._stats.out_bytes += span.rows.send(self._mover, span, _CHAINS[place])
+            return
+        self._mover.send(span, _CHAINS[place])
         self._stats.out_bytes += span.bytes
+
+    def _divided(self, call: RowCall, tensor: torch.Tensor, span: SavedSpan, alpha: float) -> RowPrefix | None:
+        self.rows.want()
+        if call.facts.declined is not None:
+            self._stats.undivided_count += 1
+        return call.divide(tensor, span, alpha)
+
+    def _is_covered(self, tensor: torch.Tensor, span: SavedSpan) -> bool:
+        call = None if self.rows is None else self.rows.current()
+        return call is not None and call.covers(tensor, span)
 
     def _recipe_for(self, tensor: torch.Tensor, span: SavedSpan) -> Recipe | None:
         is_whole = span.begin_bytes == 0 and span.bytes == span.source.nbytes()

@@ -23,11 +23,13 @@ class Place(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """One outcome; `alpha` (share of the rows that is swapped) and `segment` belong to ROWS and RECOMPUTE."""
+    """One outcome; `segment` belongs to ROWS and RECOMPUTE; to ROWS also `alpha`, the share of the rows that moves, and
+    `away`, where it goes (None: where other tensors go)."""
 
     place: Place
     segment: object = None
     alpha: float = 1.0
+    away: Place | None = None
 
 
 KEEP = Decision(Place.KEEP)
@@ -40,9 +42,9 @@ def RECOMPUTE(segment: object) -> Decision:
     return Decision(Place.RECOMPUTE, segment)
 
 
-def ROWS(alpha: float, segment: object) -> Decision:
+def ROWS(alpha: float, segment: object, away: Place | None = None) -> Decision:
     """Swap the first `alpha` (0 to 1) of the rows and recompute the others by `segment`."""
-    return Decision(Place.ROWS, segment, alpha)
+    return Decision(Place.ROWS, segment, alpha, away)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class SavedTensor:
     producer: name of the autograd node that made it ("" for leaves and detached tensors);
     segment: for RECOMPUTE(segment), where one cheap operation (an activation, a product, a LayerNorm) gives the tensor
     again from other saved tensors; else None. The first time the tensor is moved all the same, to be compared.
+    row_segment: for ROWS(alpha, row_segment), where the tensor is saved in a call of a layer, or of a module that was
+    declared by memsys.token_local, and may be divided by the positions of its sequence (a RowSegment); else None.
     """
 
     index: int
@@ -63,3 +67,4 @@ class SavedTensor:
     is_layer_input: bool
     is_attention_output: bool
     segment: object = None
+    row_segment: object = None

@@ -23,9 +23,9 @@ class Handle(Protocol):
 
 
 class Claimant(Protocol):
-    """Answers for some saved tensors. `stage` orders claimants (0 streamed weights, 1 parameters, 2 recompute
-    segments, 3 activation policy); of one stage the innermost stays. `in_backward`: also for what is saved while a
-    backward runs, as when a checkpoint computes again."""
+    """Answers for some saved tensors. `stage` orders claimants (-1 who only counts, 0 streamed weights, 1 parameters,
+    2 recompute segments, 3 activation policy); of one stage the innermost stays. `in_backward`: also for what is saved
+    while a backward runs, as when a checkpoint computes again."""
 
     stage: int
     in_backward: bool

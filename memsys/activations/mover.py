@@ -23,6 +23,7 @@ from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
 from memsys.activations.recipes import Recipe
 from memsys.activations.recording import Recording
+from memsys.activations.rows.prefix import RowLanding
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
 from memsys.errors import BudgetError, MemsysError, SpillError
@@ -34,6 +35,7 @@ logger = logging.getLogger("memsys")
 DEFAULT_WINDOW_BYTES = 24 << 20
 DEVICE_WINDOW_BYTES = 512 << 20
 _WAIT_US = 50_000
+_PAGE_BYTES = 4096
 _PATIENCE = 4  # waits before a budget error: memory comes back a moment after the transfer that used it has ended
 _Started = TypeVar("_Started")
 
@@ -135,8 +137,22 @@ class Mover:
     def drop(self, span: SavedSpan, recipe: Recipe) -> None:
         """Lets the bytes go: they are made again when backward wants them."""
         span.recipe, source, span.source = recipe, span.source, None
+        self.let_go(source)
+
+    def let_go(self, source: torch.UntypedStorage) -> None:
+        """Nobody here wants the storage any more."""
         if self._parking is not None:
             self._parking.take(source)
+
+    def reserve(self, bytes_: int) -> bool:
+        """Counts bytes in the device budget that are held for as long as others leave; False if it has no room."""
+        self._trim_for(bytes_)
+        return self.store.device_budget.try_reserve(bytes_)
+
+    def _release_held(self, span: SavedSpan) -> None:
+        bytes_, span.held_bytes = span.held_bytes, 0
+        if bytes_:
+            self.store.device_budget.release(bytes_)
 
     def _hold(self, span: SavedSpan) -> None:
         with self._departures_lock:
@@ -225,19 +241,22 @@ class Mover:
                 return
             self._held_bytes -= span.bytes
         self.backend.note_free(_tensor.address_of(source) + span.begin_bytes, span.bytes)
-        if self._parking is not None:
-            self._parking.take(source)
+        self._release_held(span)
+        self.let_go(source)
 
     # In ------------------------------------------------------------------------------------------------------------
 
     def prefetch(self, span: SavedSpan) -> bool:
         """Starts to bring a span back if it is away and the window has room; False says to try again later."""
-        if span.block is None or span.source is not None or span.landing is not None or span.alive() is not None:
+        if not span.is_away or span.landing is not None or span.alive() is not None:
             return True
         if self._window_used_bytes > 0 and self._window_used_bytes + span.bytes > self.window_bytes:
             return False
         try:
-            self._start_arrival(span)
+            if span.rows is not None:
+                span.landing = span.rows.start(self, span)
+            else:
+                self._start_arrival(span)
         except BudgetError:
             return False
         span.is_prefetched = True
@@ -256,11 +275,7 @@ class Mover:
         landing = span.landing
         if landing is None or landing.stream != stream:
             landing = self._on_demand(lambda: self._start_arrival(span))
-        arrival = landing.arrival
-        if not arrival.is_issued or (self.is_direct and not arrival.is_done):
-            self._wait_for_arrival(arrival, stream)
-        else:
-            self.store.arrive(arrival, stream)
+        self._land(landing.arrival, stream)
         storage = self._take(span, landing)
         self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
         return storage
@@ -302,11 +317,15 @@ class Mover:
             return self.backend.empty(bytes_)
         return _tensor.storage_over(self.store.allocate_target(bytes_))
 
-    def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
+    def end_prefetch(self, span: SavedSpan) -> None:
+        """What was brought back ahead of its time is wanted now."""
         if span.is_prefetched:
             span.is_prefetched = False
             self._prefetched.discard(span)
             self._window_used_bytes -= span.bytes
+
+    def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
+        self.end_prefetch(span)
         if self.backend.owns_targets:
             storage = landing.target
         else:
@@ -321,7 +340,10 @@ class Mover:
         self.stats.in_bytes += span.bytes
         return storage
 
-    def _wait_for_arrival(self, arrival: object, stream: int) -> None:
+    def _land(self, arrival: object, stream: int) -> None:
+        if arrival.is_issued and (not self.is_direct or arrival.is_done):
+            self.store.arrive(arrival, stream)
+            return
         begin_us = self.store.now_us()
         self.store.arrive(arrival, stream)
         self._count_stall(begin_us)
@@ -334,6 +356,32 @@ class Mover:
         arrival = self.store.swap_in(span.block, address, stream)
         landing = span.landing = Landing(self.store, arrival, stream, target)
         return landing
+
+    # Rows ----------------------------------------------------------------------------------------------------------
+
+    def start_rows(self, span: SavedSpan) -> RowLanding:
+        """Room for a span that is divided by rows, and its first rows on their way into it."""
+        return self._on_demand(lambda: span.rows.start(self, span))
+
+    def place(self, bytes_: int, phase: int) -> torch.UntypedStorage:
+        """Room for a whole span; where it is the store's own, at an address that is `phase` modulo a page, as the
+        source's was, so that pieces of it are read straight into their place."""
+        if self.backend.owns_targets:
+            return self.backend.empty(bytes_)
+        room = self.store.allocate_target(bytes_ + _PAGE_BYTES)
+        skip = (phase - _tensor.address_of(_tensor.storage_over(room))) % _PAGE_BYTES
+        return _tensor.storage_over(memoryview(room)[skip : skip + bytes_])
+
+    def start_into(self, piece: SavedSpan, target: torch.UntypedStorage, offset_bytes: int) -> Landing:
+        """Starts to bring a piece back into its place in `target`."""
+        stream = self.backend.current_stream()
+        arrival = self.store.swap_in(piece.block, _tensor.address_of(target) + offset_bytes, stream)
+        return Landing(self.store, arrival, stream, target)
+
+    def finish_into(self, piece: SavedSpan, landing: Landing) -> None:
+        """What the current stream does from now on may read the piece."""
+        self._land(landing.arrival, self.backend.current_stream())
+        self.stats.in_bytes += piece.bytes
 
     def _on_demand(self, start: Callable[[], _Started]) -> _Started:
         """Waits for room where prefetching would have given up."""
@@ -369,6 +417,7 @@ class Mover:
             self.stats.kept_bytes -= span.bytes
         if span.is_prefetched:
             self._window_used_bytes -= span.bytes
+        self._release_held(span)
 
     def close(self) -> None:
         """Ends the reaper; spans still owned by a graph go on working."""

@@ -1,7 +1,6 @@
 """The policies that need no plan: all, inputs, auto, and the user's own.
 
-A policy answers with a Decision for each span; ROWS, and RECOMPUTE of anything but a cheap operation, need a planner
-and are refused with that word.
+A policy answers with a Decision for each span; ROWS and RECOMPUTE of anything but what it was offered are refused.
 """
 
 from __future__ import annotations
@@ -124,10 +123,16 @@ def checked(decision: object, saved: SavedTensor) -> Decision:
     if not isinstance(decision, Decision):
         raise InputError(f"a policy returned {decision!r}; return memsys.KEEP, memsys.HOST or memsys.FILE")
     is_cheap = saved.segment is not None and decision == RECOMPUTE(saved.segment)
-    if decision.place in (Place.RECOMPUTE, Place.ROWS) and not is_cheap:
+    is_row = saved.row_segment is not None and decision.segment == saved.row_segment
+    if (decision.place is Place.RECOMPUTE and not is_cheap) or (decision.place is Place.ROWS and not is_row):
         raise UnsupportedError(
-            f"the policy chose {decision.place.name} of {decision.segment!r}, which needs a plan of token-local "
-            "segments; until then return KEEP, HOST, FILE or, where saved.segment is not None, "
-            "RECOMPUTE(saved.segment), or wrap the layer in memsys.checkpoint"
+            f"the policy chose {decision.place.name} of {decision.segment!r}, which it was not offered; return KEEP, "
+            "HOST, FILE or, where they are not None, RECOMPUTE(saved.segment) or ROWS(alpha, saved.row_segment), or "
+            "wrap the layer in memsys.checkpoint"
         )
+    if decision.place is Place.ROWS and not 0 <= decision.alpha <= 1:
+        raise InputError(f"ROWS: wanted an alpha from 0 to 1, found {decision.alpha!r}; it is the share of the rows "
+                         "that is swapped")  # fmt: skip
+    if decision.away not in (None, Place.HOST, Place.FILE):
+        raise InputError(f"ROWS: wanted away=Place.HOST or Place.FILE, found {decision.away!r}; leave it out")
     return decision

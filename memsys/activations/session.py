@@ -19,7 +19,7 @@ import torch
 
 from memsys import _C
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
-from memsys.activations.dispatcher import Dispatcher
+from memsys.activations.dispatcher import Claimant, Dispatcher
 from memsys.activations.heap import HeapTrimmer
 from memsys.activations.layers import LayerMarks
 from memsys.activations.limits import parse_limits, usable_spill_folder
@@ -32,6 +32,7 @@ from memsys.activations.planner import Planner, PlanOptions
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
 from memsys.activations.recording import Recording
+from memsys.activations.rows.book import RowBook
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
 from memsys.planning.swap_plan import Budgets, Hardware
@@ -90,6 +91,7 @@ class Session:
         self._hooks: list[object] = []
         self._check_options()
         self._marks = LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
+        self.rows = RowBook(model) if callable(options.policy) else None
         if options.policy == "inputs" and model is not None and self._marks.layer_count == 0:
             warnings.warn("policy='inputs' found no list of layers in the model: only attention outputs will move; "
                           "use policy='auto'", stacklevel=4)  # fmt: skip
@@ -247,16 +249,17 @@ class Session:
 
     def claimants(
         self, record: ForwardRecord, policy: Policy | None = None, marks: LayerMarks | None = None
-    ) -> tuple[ParameterClaim, ActivationClaim]:
+    ) -> tuple[Claimant, ...]:
         """What answers for the saved tensors of the forward that `record` is about; by default the session's own
         policy and marks."""
         self._marks.forget_dead()
         claim = ActivationClaim(
             mover=self._mover, policy=policy or self._policy, device=self._device, min_bytes=self._min_bytes(),
             marks=marks or self._marks, aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
-            is_excluded=self._is_excluded,
+            is_excluded=self._is_excluded, rows=self.rows,
         )  # fmt: skip
-        return ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
+        counters = () if self.rows is None else self.rows.begin_forward()
+        return *counters, ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
 
     def _learn_from_last(self, record: ForwardRecord) -> None:
         last = self._last_record() if self._last_record is not None else None
@@ -298,6 +301,8 @@ class Session:
             hook.remove()
         self._hooks.clear()
         self._marks.release()
+        if self.rows is not None:
+            self.rows.release()
         self._parameters.release()
         if self._mover is not None:
             self._mover.close()

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from memsys.activations.mover import Mover
     from memsys.activations.order import ForwardRecord
     from memsys.activations.recipes import Recipe
+    from memsys.activations.rows.prefix import RowLanding, RowPrefix
 
 
 class SavedSpan:
     """Bytes [begin, begin + bytes) of one storage at one version: on the device, leaving, away, or back."""
 
     __slots__ = (
-        *("__weakref__", "begin_bytes", "block", "bytes", "index", "is_kept", "is_prefetched", "landing"),
-        *("loaded", "mover", "recipe", "record", "restored", "source", "stream", "unread_count"),
+        *("__weakref__", "begin_bytes", "block", "bytes", "held_bytes", "index", "is_kept", "is_prefetched"),
+        *("landing", "loaded", "mover", "recipe", "record", "restored", "rows", "source", "stream", "unread_count"),
     )
 
     def __init__(self, mover: Mover, storage: torch.UntypedStorage, begin_bytes: int, bytes_: int) -> None:
@@ -36,7 +37,7 @@ class SavedSpan:
         self.source: torch.UntypedStorage | None = storage  # until the bytes have left; for good if kept
         self.block = None  # the core's handle on the bytes that are away
         self.is_kept = False  # counted in the device budget until the span dies
-        self.landing: Landing | None = None  # a swap-in under way, or done and not yet taken
+        self.landing: Landing | RowLanding | None = None  # a swap-in under way, or done and not yet taken
         self.is_prefetched = False
         self.restored: weakref.ref | None = None
         self.stream = 0  # on which a dropped span's bytes were last made again
@@ -45,9 +46,13 @@ class SavedSpan:
         self.index = -1
         self.record: ForwardRecord | None = None
         self.recipe: Recipe | None = None  # to be proven; without source and block: to be made from
+        self.rows: RowPrefix | None = None  # where only some rows moved: instead of source and block
+        self.held_bytes = 0  # of the source beside the span, reserved in the device budget until it has left
 
     def storage(self) -> tuple[torch.UntypedStorage, int]:
-        """The bytes on the device, and the storage byte at which the span begins in them."""
+        """The bytes on the device, and how many bytes before them a layout counts from."""
+        if self.rows is not None:
+            return self.rows.storage(self.mover, self), self.begin_bytes
         source = self.source
         if source is None and self.block is None:
             return self.mover.remake(self), self.begin_bytes
@@ -55,6 +60,11 @@ class SavedSpan:
         if self.recipe is not None:
             self.mover.prove(self, storage)
         return storage, self.begin_bytes if source is None else 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether bytes of it have to be brought back."""
+        return self.rows.is_away if self.rows is not None else self.block is not None and self.source is None
 
     def alive(self) -> torch.UntypedStorage | None:
         """Restored bytes that some tensor still uses."""

@@ -38,7 +38,8 @@ class OffloadStats:
     out_bytes, in_bytes: moved away and back; aliased_bytes: not moved again, because another saved tensor shares the
     storage; peak_*_bytes: the most that was in use at once (device: kept + memsys's buffers + in flight);
     stall_us: time the training thread waited for a transfer; late_count: tensors not yet there when needed;
-    remade_bytes: computed again instead of moved;
+    remade_bytes: computed again instead of moved; undivided_count: tensors that ROWS was chosen for, but that moved
+    whole because their block can't be run again by rows;
     fallback_count: tensors that stayed because no tier had room; kept_bytes: kept on the device just now;
     plan: the plan followed last, None without.
     """
@@ -49,6 +50,7 @@ class OffloadStats:
     in_bytes: int = 0
     aliased_bytes: int = 0
     remade_bytes: int = 0
+    undivided_count: int = 0
     peak_device_bytes: int = 0
     peak_host_bytes: int = 0
     peak_file_bytes: int = 0

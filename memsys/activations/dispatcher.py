@@ -85,7 +85,7 @@ class Dispatcher:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
         found = _tensor.top_hooks()
         _state.dispatchers = tuple(dispatcher for dispatcher in _state.dispatchers if dispatcher is not self)
-        if not _same_hooks(found, self._top):
+        if not same_hooks(found, self._top):
             # Open in torch until the inner pair is closed: until then they pass everything.
             self._claims = self._backward_claims = ()
             _state.stranded = (*_state.stranded, self._top)
@@ -124,13 +124,14 @@ def _unpack(handle: Handle) -> torch.Tensor:
     return handle.unpack()
 
 
-def _same_hooks(found: object, wanted: object) -> bool:
+def same_hooks(found: object, wanted: object) -> bool:
+    """Whether two pairs that `top_hooks` gave are one."""
     return found is not None and wanted is not None and found[0] == wanted[0] and found[1] == wanted[1]
 
 
 def _close_stranded() -> None:
     top = _tensor.top_hooks()
-    while top is not None and any(_same_hooks(top, hooks) for hooks in _state.stranded):
-        _state.stranded = tuple(hooks for hooks in _state.stranded if not _same_hooks(hooks, top))
+    while top is not None and any(same_hooks(top, hooks) for hooks in _state.stranded):
+        _state.stranded = tuple(hooks for hooks in _state.stranded if not same_hooks(hooks, top))
         _tensor.pop_hooks()
         top = _tensor.top_hooks()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from memsys import _tensor
+from memsys.activations.dispatcher import same_hooks
 from memsys.activations.rows.refused import RefusedError
 
 Answer = Callable[[int, dict[str, object]], tuple[object, ...]]
@@ -48,6 +49,7 @@ class AttentionMode(_tensor.DispatchMode):
         self._answer = answer
         self._in_double = in_double
         self.calls: list[AttentionCall] = []
+        self.hooks: object = None  # the saved-tensor hooks that should be innermost, if they matter
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -55,6 +57,8 @@ class AttentionMode(_tensor.DispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.hooks is not None and not same_hooks(_tensor.top_hooks(), self.hooks):
+            raise RefusedError("it opens saved-tensor hooks of its own, as a checkpoint does")
         if func in OPERATIONS:
             return self._attend(func, args, kwargs)
         if func is not _CHOICE and _RANDOM in getattr(func, "tags", ()):

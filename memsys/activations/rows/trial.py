@@ -14,7 +14,6 @@ from memsys.activations.rows.geometry import RowDim
 from memsys.activations.rows.refused import RefusedError
 
 Run = Callable[[], object]
-_CHECKPOINTS = ("_NoopSaveInputsBackward", "CheckpointFunctionBackward")
 
 
 class Saved(NamedTuple):
@@ -51,10 +50,11 @@ def run(call: Run, mode: AttentionMode) -> Trial:
     def pack(tensor: torch.Tensor) -> None:
         saved.append(Saved(producer_of(tensor), tensor.detach(), tensor.detach().clone()))
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _never), mode:
-        outputs = call()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _never):
+        mode.hooks = _tensor.top_hooks()
+        with mode:
+            outputs = call()
     tensors = [value for value in _tensor.leaves_of(outputs) if isinstance(value, torch.Tensor)]
-    _refuse_checkpoints(tensors)
     return Trial(saved, mode.calls, [_tensor.storage_of(tensor) for tensor in tensors])
 
 
@@ -141,18 +141,6 @@ def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
 def _differs(index: int, saved: Saved, what: str) -> RefusedError:
     made = f" (made by {saved.producer})" if saved.producer else ""
     return RefusedError(f"saved tensor {index} of shape {list(saved.value.shape)}{made} {what}")
-
-
-def _refuse_checkpoints(outputs: list[torch.Tensor]) -> None:
-    seen, waiting = set(), [tensor.grad_fn for tensor in outputs]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() in _CHECKPOINTS:
-            raise RefusedError("it holds a checkpoint, which computes again by itself")
-        waiting.extend(next_node for next_node, _ in node.next_functions)
 
 
 def _never(_: object) -> torch.Tensor:

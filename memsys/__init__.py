@@ -1,9 +1,11 @@
 """memsys trains models that do not fit in memory: one hierarchy, one engine, results equal to the last bit."""
 
+from memsys.activations.allocations import AllocationRecord, record_allocations
 from memsys.activations.checkpoint import checkpoint
 from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decision, SavedTensor
 from memsys.activations.offload import offload, stats
 from memsys.activations.plan import plan
+from memsys.activations.planned_memory import PlannedMemory, allocator_stats, install_allocator
 from memsys.activations.recording import record_timeline
 from memsys.activations.rows.mark import token_local
 from memsys.activations.scope import offload_activations
@@ -27,6 +29,7 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
+from memsys.planning.addresses import AddressPlan, plan_addresses
 from memsys.planning.plan import Plan
 from memsys.planning.simulate import simulate
 from memsys.undo import restore
@@ -45,6 +48,8 @@ __all__ = [
     "KEEP",
     "RECOMPUTE",
     "ROWS",
+    "AddressPlan",
+    "AllocationRecord",
     "BudgetError",
     "CorruptionError",
     "CoverageReport",
@@ -60,6 +65,7 @@ __all__ = [
     "OffloadStats",
     "OrderError",
     "Plan",
+    "PlannedMemory",
     "RangeError",
     "RowAdagrad",
     "RowAdam",
@@ -70,17 +76,21 @@ __all__ = [
     "UnsupportedError",
     "VerifyReport",
     "WindowedFFN",
+    "allocator_stats",
     "checkpoint",
     "checkpoint_contexts",
     "coverage",
     "ffn_stats",
     "gather",
+    "install_allocator",
     "masked_ffn",
     "offload",
     "offload_activations",
     "pack_weights",
     "plan",
+    "plan_addresses",
     "prefetch",
+    "record_allocations",
     "record_timeline",
     "restore",
     "simulate",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
+_Ints = Sequence[int]
+
 class DeviceKind(enum.Enum):
     host = 0
     simulated = 1
@@ -46,8 +48,7 @@ class Use(enum.Enum):
     write = 1
 
 class Runtime:
-    """Executor, device and io engine, shared by the stores of one process and device."""
-
+    # Executor, device and io engine, shared by the stores of one process and device.
     def __init__(
         self,
         kind: DeviceKind,
@@ -80,8 +81,7 @@ class Runtime:
     def memory_attempt_count(self) -> int: ...
 
 class SavedBlock:
-    """Bytes that left the device."""
-
+    # Bytes that left the device.
     @property
     def id(self) -> int: ...
     @property
@@ -98,13 +98,11 @@ class SavedBlock:
     def has_host_copy(self) -> bool: ...
 
 class ByteView:
-    """Bytes in the core's own memory, alive as long as a view of them."""
-
+    # Bytes in the core's own memory, alive as long as a view of them.
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Arrival:
-    """A swap-in under way."""
-
+    # A swap-in under way.
     @property
     def is_done(self) -> bool: ...
     @property
@@ -112,8 +110,7 @@ class Arrival:
     def target(self) -> ByteView: ...
 
 class ByteBudget:
-    """A hard limit on bytes of one kind; a limit of -1 only counts."""
-
+    # A hard limit on bytes of one kind; a limit of -1 only counts.
     def try_reserve(self, bytes: int) -> bool: ...
     def release(self, bytes: int) -> None: ...
     def reset_peak(self) -> None: ...
@@ -131,8 +128,7 @@ class Direction(enum.Enum):
     in_ = 1
 
 class TransferEntry:
-    """A transfer that has ended."""
-
+    # A transfer that has ended.
     @property
     def direction(self) -> Direction: ...
     # The lower end.
@@ -153,8 +149,7 @@ class TransferEntry:
     def block_id(self) -> int: ...
 
 class LevelEntry:
-    """What a tier's budget had in use from a moment on."""
-
+    # What a tier's budget had in use from a moment on.
     @property
     def tier(self) -> Tier: ...
     @property
@@ -163,8 +158,7 @@ class LevelEntry:
     def used_bytes(self) -> int: ...
 
 class TensorStore:
-    """Puts the bytes of saved tensors away and brings them back."""
-
+    # Puts the bytes of saved tensors away and brings them back.
     def __init__(
         self,
         *,
@@ -211,8 +205,7 @@ class IndexType(enum.Enum):
     int64 = ...
 
 class RowTable:
-    """Rows in host memory, gathered by index."""
-
+    # Rows in host memory, gathered by index.
     # `adopted`: the address of the caller's memory, or 0 for the table's own; `pool`: see _tensor.thread_pool_address.
     def __init__(
         self,
@@ -227,13 +220,7 @@ class RowTable:
     def memory(self) -> ByteView: ...
     # -1, or the position of the first index out of range, and then nothing was written.
     def gather(
-        self,
-        index: int,
-        index_type: IndexType,
-        index_count: int,
-        rows: int,
-        thread_count: int,
-        backend: str = "",
+        self, index: int, index_type: IndexType, index_count: int, rows: int, thread_count: int, backend: str = ""
     ) -> int: ...
     def allocate_rows(self, bytes: int) -> ByteView: ...
     def open_to(self, runtime: Runtime, is_registered: bool) -> None: ...
@@ -259,8 +246,7 @@ class RowKeep(enum.Enum):
     lru = ...
 
 class RowReader:
-    """Staging and budget that row stores share."""
-
+    # Staging and budget that row stores share.
     # Throws BudgetError where the staging alone is more than the budget; -1: bytes are only counted.
     def __init__(
         self, runtime: Runtime, *, max_run_bytes: int = ..., slot_count: int = ..., device_budget_bytes: int = -1
@@ -271,8 +257,7 @@ class RowReader:
     def budget(self) -> ByteBudget: ...
 
 class RowStore:
-    """The rows of one layer that are resident."""
-
+    # The rows of one layer that are resident.
     # `offset`: of row 0 in the file; `parts`: (offset within a row, bytes) of what is kept; `hot`: ids that stay once
     # they came; `bias`: the address of row_count * bias_bytes bytes that outlive the store, or 0.
     def __init__(
@@ -309,8 +294,7 @@ class RowStore:
     def check_invariants(self) -> None: ...
 
 class TensorReader:
-    """Reads tensors of a .npy or .safetensors file, checked."""
-
+    # Reads tensors of a .npy or .safetensors file, checked.
     def __init__(self, runtime: Runtime, path: str) -> None: ...
     @property
     def tensors(self) -> list[dict[str, object]]: ...
@@ -322,8 +306,7 @@ class Verify(enum.Enum):
     never = ...
 
 class WeightFile:
-    """A file of weights: checked, read past the page cache, verified."""
-
+    # A file of weights: checked, read past the page cache, verified.
     def __init__(
         self, runtime: Runtime, path: str, verify: Verify = Verify.first, use_direct_io: bool = True
     ) -> None: ...
@@ -352,8 +335,7 @@ class Visit(enum.Enum):
     forward_only = ...
 
 class LayerLease:
-    """One use of a layer: its bytes stay while this lives, or a view of a part."""
-
+    # One use of a layer: its bytes stay while this lives, or a view of a part.
     def part(self, index: int) -> ByteView: ...
     @property
     def part_count(self) -> int: ...
@@ -361,8 +343,7 @@ class LayerLease:
     def layer(self) -> int: ...
 
 class LayerStore:
-    """A window over the layers of a model whose weights are in files."""
-
+    # A window over the layers of a model whose weights are in files.
     # A part is (file, offset, bytes); a budget of -1 only counts.
     def __init__(
         self,
@@ -393,16 +374,12 @@ def layer_slot_bytes(layers: Sequence[Sequence[tuple[WeightFile, int, int]]]) ->
 # One little-endian 32-bit word a unit; the last unit may be short.
 def crc32c_units(address: int, bytes: int, unit_bytes: int) -> bytes: ...
 def cuda_status() -> dict[str, bool | int | str]: ...
-def plan_lifetimes(
-    bytes: Sequence[int], begins: Sequence[int], ends: Sequence[int], alignment: int, work_limit: int
-) -> dict[str, object]: ...
-def live_peak(bytes: Sequence[int], begins: Sequence[int], ends: Sequence[int], alignment: int) -> int: ...
-def check_placement(
-    bytes: Sequence[int], begins: Sequence[int], ends: Sequence[int], offsets: Sequence[int], alignment: int
-) -> int: ...
+def plan_lifetimes(bytes: _Ints, begins: _Ints, ends: _Ints, alignment: int, work_limit: int) -> dict[str, object]: ...
+def live_peak(bytes: _Ints, begins: _Ints, ends: _Ints, alignment: int) -> int: ...
+def check_placement(bytes: _Ints, begins: _Ints, ends: _Ints, offsets: _Ints, alignment: int) -> int: ...
 
 class PlannedSlab:
-    def __init__(self, runtime: Runtime, bytes: Sequence[int], offsets: Sequence[int], slab_bytes: int) -> None: ...
+    def __init__(self, runtime: Runtime, bytes: _Ints, offsets: _Ints, slab_bytes: int) -> None: ...
     def begin_step(self, stream: int = 0) -> None: ...
     def end_step(self) -> None: ...
     def allocate(self, bytes: int, stream: int = 0) -> int: ...
@@ -411,9 +388,7 @@ class PlannedSlab:
     def check(self) -> None: ...
     def stats(self) -> dict[str, int]: ...
 
-def install_allocator(
-    runtime: Runtime, device_index: int, bytes: Sequence[int], offsets: Sequence[int], slab_bytes: int
-) -> None: ...
+def install_allocator(runtime: Runtime, device_index: int, bytes: _Ints, offsets: _Ints, slab_bytes: int) -> None: ...
 def is_allocator_installed() -> bool: ...
 def begin_allocator_step(device_index: int, stream: int) -> None: ...
 def end_allocator_step(device_index: int) -> None: ...

@@ -89,7 +89,7 @@ void bind_log(py::module_& module) {
       .def_readonly("used_bytes", &LevelEntry::used_bytes);
 }
 
-py::dict stats_of(const TensorStore& self) {
+py::dict stats_of(TensorStore& self) {
   const StoreStats stats = self.stats();
   py::dict result;
   result["out_bytes"] = stats.out_bytes;
@@ -100,6 +100,8 @@ py::dict stats_of(const TensorStore& self) {
   result["file_in_bytes"] = stats.file_in_bytes;
   result["in_flight_bytes"] = stats.in_flight_bytes;
   result["spill_used_bytes"] = self.spill_used_bytes();
+  result["target_slabs_taken"] = self.target_arena().stats().taken_count;
+  result["host_slabs_taken"] = self.host_arena().stats().taken_count;
   return result;
 }
 

@@ -80,6 +80,7 @@ class SlabArena final : public Arena {
   int64_t budget_bytes_;
   const pid_t owner_pid_;
   int64_t reserved_bytes_ = 0, peak_reserved_bytes_ = 0, used_bytes_ = 0, peak_used_bytes_ = 0;
+  int64_t taken_count_ = 0;
   int64_t pending_bytes_ = 0;          // on their way from or to the upstream
   std::atomic<uint32_t> settled_ = 0;  // counts finished calls of the upstream, to wait for another thread's
   SmallMap<uintptr_t, Slab> slabs_;    // by address
@@ -174,6 +175,7 @@ bool SlabArena::grow(Lock& lock, int64_t rounded_bytes, SlabSize size, std::exce
     slabs_by_free_.emplace(bytes, base);
     peak_reserved_bytes_ = std::max(peak_reserved_bytes_, reserved_bytes_ + pending_bytes_);
     reserved_bytes_ += bytes;
+    ++taken_count_;
   }
   settle(bytes);
   return pointer != nullptr;
@@ -309,6 +311,7 @@ ArenaStats SlabArena::stats() const {
   stats.peak_used_bytes = peak_used_bytes_;
   stats.block_count = static_cast<int64_t>(live_.size());
   stats.slab_count = static_cast<int64_t>(slabs_.size());
+  stats.taken_count = taken_count_;
   return stats;
 }
 

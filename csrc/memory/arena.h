@@ -22,6 +22,7 @@ struct ArenaStats {
   int64_t reserved_bytes = 0, peak_reserved_bytes = 0;  // slabs
   int64_t used_bytes = 0, peak_used_bytes = 0;          // blocks as asked for
   int64_t block_count = 0, slab_count = 0;
+  int64_t taken_count = 0;  // slabs taken from the upstream so far: it stands still where a step repeats itself
 };
 
 class Arena : public MemoryResource {

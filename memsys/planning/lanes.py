@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from memsys.errors import InputError
 from memsys.planning.swap_plan import Link
 
 _ENDED_US = 1e-9  # what rounding may leave of a transfer
@@ -59,6 +60,11 @@ class Clock:
     def add_link(self, name: str, link: Link, on_left: Callable[[int], None],
                  on_arrived: Callable[[int], None]) -> tuple[Lane, Lane]:  # fmt: skip
         """The out and the in lane of a link; the callables are given a span's index when its transfer has ended."""
+        if min(link.out_rate, link.in_rate) <= 0 or not 0 <= link.slowdown < 1:
+            raise InputError(
+                f"hardware: the {name} link has rates of {link.out_rate} out and {link.in_rate} in, and a slowdown of "
+                f"{link.slowdown}; wanted rates above 0 and a slowdown from 0 to below 1"
+            )
         out_lane = Lane(f"{name} out", link, link.out_rate, on_left)
         in_lane = Lane(f"{name} in", link, link.in_rate, on_arrived)
         out_lane.other, in_lane.other = in_lane, out_lane

@@ -25,8 +25,8 @@ class PriceClass:
 
 class Menu:
     """Arrays by span index. own_price: to make it again by its operation, in us a byte (inf: it can't be);
-    price: the least of that, its segment's and, with may_rerun, its layer's; dividable: by segment, what is best
-    divided by rows (nothing that a segment reads whole)."""
+    price: the least of that, its segment's and, with may_rerun, its layer's; divisible: by segment, what ROWS may
+    divide; dividable: what is best divided (nothing that a segment reads whole)."""
 
     def __init__(self, trace: StepTrace, may_rerun: bool = False) -> None:
         self.trace = trace
@@ -38,16 +38,17 @@ class Menu:
         self.own_price = np.array([_own_price(trace, index) for index in range(len(spans))], dtype=float)
         self.segments = {segment.id: segment for segment in trace.segments}
         self.row_inputs = {index for segment in trace.segments for index in segment.inputs}
-        by_segment: dict[int, list[int]] = {}
+        self.may_rerun = may_rerun
+        self.divisible = by_segment = {segment.id: [] for segment in trace.segments}
         for index, span in enumerate(spans):
             if span.row_bytes > 0 and span.segment in self.segments:
-                by_segment.setdefault(span.segment, []).append(index)
+                by_segment[span.segment].append(index)
         self.price = self.own_price.copy()
         for id_, members in by_segment.items():
             self._lower(members, self.segments[id_].remake_us)
         whole = ((id_, [index for index in found if index not in self.row_inputs]) for id_, found in by_segment.items())
         self.dividable = {id_: members for id_, members in whole if members}
-        self._first_reads_us = [self.segments[id_].first_use_us for id_ in by_segment]
+        self._first_reads_us = [self.segments[id_].first_use_us for id_, members in by_segment.items() if members]
         if may_rerun:
             for layer in layer_spans(trace).values():
                 if layer.inputs:
@@ -63,6 +64,15 @@ class Menu:
         """No span is read before: the first use of any, or of a segment that may be run again for one."""
         step_us = self.trace.forward_us + self.trace.backward_us
         return min(step_us, float(self.first_us.min(initial=step_us)), *self._first_reads_us)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is alive at once if all is kept. What is read last when something else is saved or read goes
+        first, unless it was read only then."""
+        moments = np.concatenate((self.saved_us, self.last_us))
+        changes = np.concatenate((self.bytes, -self.bytes))
+        turns = np.concatenate((np.zeros(len(self.bytes)), np.where(self.last_us > self.first_us, 1, 2)))
+        return int(np.cumsum(changes[np.lexsort((turns, moments))]).max(initial=0))
 
     def classes(self) -> list[PriceClass]:
         """The cheapest first. A span that its own operation makes for less than its segment counts on its own."""

@@ -15,11 +15,12 @@ from memsys.planning.swap_plan import Choice, Hardware, SwapPlan
 
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 _PAIRS = 400  # of spans that change places, in a pass
+_LEAPS = 1000
 
 
 def polish(search: Search, menu: Menu) -> None:
-    """Improves the best plan until no single change does, or no more may be tried. The order of changes is shuffled,
-    always in the same way."""
+    """Improves the best plan until no single change does, then by a few changes at once, until no more may be tried.
+    The order of changes is shuffled, always in the same way."""
     shuffle = random.Random(0)
     while search.best is not None and not search.is_over:
         start = search.best
@@ -32,7 +33,22 @@ def polish(search: Search, menu: Menu) -> None:
             if search.best is not start:
                 break
         else:
+            _leap(search, menu, shuffle)
+            if search.best is start:
+                return
+
+
+def _leap(search: Search, menu: Menu, shuffle: random.Random) -> None:
+    """Out of a plan that no single change betters: several at once, until that helps."""
+    start, hardware, spans = search.best, search.stepper.hardware, range(len(menu.bytes))
+    for _ in range(_LEAPS):
+        if search.is_over or search.best is not start:
             return
+        some = shuffle.sample(spans, min(len(spans), shuffle.choice((2, 3, 4))))
+        change = _with_choice(start, menu, {index: shuffle.choice(_options(menu, hardware, index)) for index in some})
+        if change.alphas and shuffle.random() < 0.5:
+            change = replace(change, alphas={**change.alphas, shuffle.choice(sorted(change.alphas)): 0.0})
+        search.try_plan(change)
 
 
 def _changes(plan: SwapPlan, menu: Menu, hardware: Hardware, shuffle: random.Random) -> Iterator[SwapPlan]:

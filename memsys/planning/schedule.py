@@ -76,7 +76,7 @@ def window_bytes(hardware: Hardware, budgets: Budgets) -> int:
 def schedule(trace: StepTrace, plan: SwapPlan, hardware: Hardware, budgets: Budgets) -> Schedule:
     """Steps the plan through the trace. A plan that does not fit is carried out all the same, over its budgets, which
     `overruns` names. Raises InputError for a plan that can't be carried out."""
-    return Stepper(trace, hardware, budgets).step(plan)
+    return Stepper(trace, hardware, budgets).step(plan, is_recorded=True)
 
 
 class Stepper:
@@ -86,19 +86,18 @@ class Stepper:
         self.columns = Columns(trace)
         self.hardware = hardware
         self.budgets = budgets
-        self.step_count = 0
 
-    def step(self, plan: SwapPlan) -> Schedule:
-        self.step_count += 1
+    def step(self, plan: SwapPlan, is_recorded: bool = False) -> Schedule:
+        """As `schedule`; without a record there are no levels, only their peaks, which takes less time."""
         trace = self.columns.trace
-        sweep = _Sweep(lay_out(self.columns, plan, self.hardware), self.hardware, self.budgets)
+        sweep = _Sweep(lay_out(self.columns, plan, self.hardware), self.hardware, self.budgets, is_recorded)
         return sweep.run(trace.forward_us, trace.forward_us + trace.backward_us)
 
 
 class _Sweep:
     """The state of a step on its way through the events."""
 
-    def __init__(self, work: Work, hardware: Hardware, budgets: Budgets) -> None:
+    def __init__(self, work: Work, hardware: Hardware, budgets: Budgets, is_recorded: bool) -> None:
         self.work = work
         self.clock = clock = Clock()
         self.remade_us = 0.0
@@ -122,6 +121,7 @@ class _Sweep:
         self.cursor = 0
         self.device_bytes = self.device_peak = 0
         self.tier_bytes, self.tier_peak = [0, 0], [0, 0]
+        self.is_recorded = is_recorded
         self.changes: list[tuple[int, float, int]] = []  # of levels
 
     def run(self, forward_us: float, step_us: float) -> Schedule:
@@ -304,10 +304,12 @@ class _Sweep:
         self.device_bytes += bytes_
         if self.device_bytes > self.device_peak:
             self.device_peak = self.device_bytes
-        self.changes.append((-1, self.clock.now_us, self.device_bytes))
+        if self.is_recorded:
+            self.changes.append((-1, self.clock.now_us, self.device_bytes))
 
     def _count_below(self, tier: int, bytes_: int) -> None:
         level = self.tier_bytes[tier] = self.tier_bytes[tier] + bytes_
         if level > self.tier_peak[tier]:
             self.tier_peak[tier] = level
-        self.changes.append((tier, self.clock.now_us, level))
+        if self.is_recorded:
+            self.changes.append((tier, self.clock.now_us, level))

@@ -35,8 +35,16 @@ class Search:
 
     @property
     def is_over(self) -> bool:
-        is_good = self.found is not None and self.found.predicted.step_us <= self.bound_us * _GOOD_ENOUGH
-        return is_good or len(self._seen) >= self._limit_count
+        return self.is_optimal or len(self._seen) >= self._limit_count
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether the best is as good as the bound."""
+        return self.found is not None and self.found.predicted.step_us <= self.bound_us * _GOOD_ENOUGH
+
+    def allow(self, count: int) -> None:
+        """Lets so many more plans be tried."""
+        self._limit_count = len(self._seen) + count
 
     def try_plan(self, plan: SwapPlan) -> Schedule | None:
         """Steps the plan, unless it was tried before or the hardware has no link for it."""

@@ -7,61 +7,85 @@ here each span and segment is chosen, both directions, both tiers and every budg
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from dataclasses import replace
 
-from memsys.errors import BudgetError
+from memsys.errors import BudgetError, InputError
 from memsys.planning.bound import lower_bound
-from memsys.planning.candidates import Builder
+from memsys.planning.candidates import Builder, Knobs
 from memsys.planning.coarse import coarsen
 from memsys.planning.fixed import fixed_plan
 from memsys.planning.menu import Menu
 from memsys.planning.polish import polish
+from memsys.planning.program import import_highs
+from memsys.planning.refine import refine
 from memsys.planning.schedule import Overrun, Stepper
 from memsys.planning.search import Search, mend, search_knobs
 from memsys.planning.swap_plan import Budgets, Hardware, SwapPlan
 from memsys.planning.trace import StepTrace
 
 _SHORT = 768  # spans that a search goes through itself
-_BLOCKS = 256  # stretches of a longer trace, in the short one that is searched instead
+_BLOCKS = 96  # stretches of a longer trace, in the short one that is searched instead
 _TRIES = (64, 400)
+_HIGHS_SPANS = 4096
+_GAP = 0.005  # of the bound, from which on a refinement is worth its time
 _WORK = 30_000  # spans, times plans, stepped at full length
 
 
-def solve(trace: StepTrace, hardware: Hardware, budgets: Budgets, *, may_rerun: bool = False) -> SwapPlan:
+def solve(trace: StepTrace, hardware: Hardware, budgets: Budgets, *, exact: bool | str = False,
+          may_rerun: bool = False) -> SwapPlan:  # fmt: skip
     """The plan for a step, with what it should cost and a bound that no plan goes below.
 
+    exact: True refines it by HiGHS, an extra (`pip install "memsys[plan]"`), where the trace is short enough for that
+    to end in two seconds; "auto" does so where HiGHS is there and the gap is worth it; `solver` says who was best.
     may_rerun: plans may run whole layers again from their input, as a checkpoint does. Raises BudgetError where no
     plan was found that fits, InputError for a trace that makes no sense.
     """
+    if exact not in (True, False, "auto"):
+        raise InputError(f"exact: wanted True, False or 'auto', found {exact!r}; use exact='auto'")
+    if exact is True:
+        import_highs()
     begin = time.perf_counter()
     stepper = Stepper(trace, hardware, budgets)
-    keep_plan = fixed_plan(trace, "keep")
-    keep = stepper.step(keep_plan)
-    if keep.fits:
+    menu = Menu(trace, may_rerun)
+    if budgets.device_bytes is None or menu.peak_bytes <= budgets.device_bytes:
+        keep_plan = fixed_plan(trace, "keep")
+        keep = stepper.step(keep_plan)
         return replace(
             keep_plan, predicted=keep.predicted, bound_us=keep.predicted.step_us, solver="greedy",
             declined=_reason(keep.predicted.peak_device_bytes, budgets), solve_us=(time.perf_counter() - begin) * 1e6,
             budgets=budgets, hardware=hardware, signature=trace.signature,
         )  # fmt: skip
-    menu = Menu(trace, may_rerun)
     bound_us, made_bytes = lower_bound(menu, hardware, budgets)
     if math.isinf(bound_us):
         raise _no_room(trace, hardware, budgets, _least_wanted(menu, hardware, budgets))
     search = _greedy(stepper, menu, bound_us, made_bytes, may_rerun)
     solver = "greedy"
+    if _is_worth_refining(exact, search, len(trace.spans)):
+        best, bound_us = search.best, max(bound_us, refine(search, menu))
+        solver = "greedy" if search.best is best else "highs"
     if search.best is None or search.found is None:
-        raise _no_room(trace, hardware, budgets, search.nearest or keep.overruns)
+        everything = Overrun("device", menu.peak_bytes, budgets.device_bytes)
+        raise _no_room(trace, hardware, budgets, search.nearest or (everything,))
     return replace(
         search.best, predicted=search.found.predicted, bound_us=bound_us, solver=solver,
         solve_us=(time.perf_counter() - begin) * 1e6, budgets=budgets, hardware=hardware, signature=trace.signature,
     )  # fmt: skip
 
 
+def _is_worth_refining(exact: bool | str, search: Search, count: int) -> bool:
+    if not exact or count > _HIGHS_SPANS or (exact is True and search.is_optimal):
+        return False
+    if exact is True:
+        return True
+    gap_us = math.inf if search.found is None else search.found.predicted.step_us - search.bound_us
+    return gap_us > _GAP * search.bound_us and importlib.util.find_spec("highspy") is not None
+
+
 def _greedy(stepper: Stepper, menu: Menu, bound_us: float, made_bytes: float, may_rerun: bool) -> Search:
-    trace, hardware, budgets = menu.trace, stepper.hardware, stepper.budgets
-    count = len(trace.spans)
+    count = len(menu.trace.spans)
     if count <= _SHORT:
         search = Search(stepper, bound_us, _tries(count))
         _try_fixed(search, may_rerun)
@@ -69,22 +93,36 @@ def _greedy(stepper: Stepper, menu: Menu, bound_us: float, made_bytes: float, ma
         mend(search, menu, 6)
         polish(search, menu)
         return search
-    coarse = coarsen(trace, _BLOCKS)
-    short = Search(Stepper(coarse.trace, hardware, budgets), bound_us, _tries(len(coarse.trace.spans)))
-    short_menu = Menu(coarse.trace)
-    _try_fixed(short, False)
-    _find(short, short_menu, made_bytes)
-    mend(short, short_menu, 6)
-    polish(short, short_menu)
-    search = Search(stepper, bound_us, max(3, _WORK // count))
-    if short.best is not None:
-        search.try_plan(coarse.spread(short.best))
+    search = Search(stepper, bound_us, max(1, _WORK // count))
+    _find_short(search, menu, made_bytes)
     if search.best is None or count * 4 <= _WORK:
         _try_fixed(search, may_rerun)
         mend(search, menu, 2)
-    if search.best is None:
+    if search.best is None:  # a stack that is not alike throughout
+        search.allow(_TRIES[0])
         _find(search, menu, made_bytes)
     return search
+
+
+def _find_short(search: Search, menu: Menu, made_bytes: float) -> None:
+    """Searches a short trace like the long one, whose window is as much larger as its spans are, and tries what was
+    found there on the long one: the same knobs, and the same choices."""
+    stepper = search.stepper
+    coarse = coarsen(menu.trace, _BLOCKS)
+    short_menu = Menu(coarse.trace)
+    scale = float(short_menu.bytes.max()) / max(1.0, float(menu.bytes.max()))
+    hardware = replace(stepper.hardware, window_bytes=int(stepper.hardware.window_bytes * scale))
+    short = Search(Stepper(coarse.trace, hardware, stepper.budgets), search.bound_us, _tries(len(coarse.trace.spans)))
+    _try_fixed(short, False)
+    knobs = _find(short, short_menu, made_bytes)
+    if knobs is not None:
+        builder = Builder(menu, stepper.hardware, stepper.budgets)
+        found = search.try_plan(builder.build(knobs))
+        for share in (0.97, 1.03, 1.06, 0.9):
+            if (search.best is None or not search.is_over) and (share > 1) is (found is not None and found.fits):
+                search.try_plan(builder.build(replace(knobs, keep_bytes=share * knobs.keep_bytes)))
+    if short.best is not None and (search.best is None or not search.is_over):
+        search.try_plan(coarse.spread(short.best))
 
 
 def _tries(count: int) -> int:
@@ -98,10 +136,10 @@ def _try_fixed(search: Search, may_rerun: bool) -> None:
         search.try_plan(fixed_plan(stepper.columns.trace, kind, stepper.hardware, stepper.budgets))
 
 
-def _find(search: Search, menu: Menu, made_bytes: float) -> None:
+def _find(search: Search, menu: Menu, made_bytes: float) -> Knobs | None:
     builder = Builder(menu, search.stepper.hardware, search.stepper.budgets)
     made = min(1.0, made_bytes / builder.makeable_bytes) if builder.makeable_bytes else 0.0
-    search_knobs(search, builder, made)
+    return search_knobs(search, builder, made)
 
 
 def _reason(peak_bytes: int, budgets: Budgets) -> str:

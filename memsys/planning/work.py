@@ -50,6 +50,9 @@ class Columns:
         self.saved_us = np.array([span.saved_us for span in spans], dtype=float)
         self.first_us = np.array([span.first_use_us for span in spans], dtype=float)
         self.last_us = np.array([span.last_use_us for span in spans], dtype=float)
+        empty = next((segment for segment in trace.segments if segment.row_count < 1), None)
+        if empty is not None:
+            raise InputError(f"trace: segment {empty.id} has {empty.row_count} rows; record the step again")
         wrong = np.flatnonzero((self.saved_us > self.first_us) | (self.first_us > self.last_us))
         if len(wrong):
             span = spans[wrong[0]]

@@ -246,3 +246,18 @@ def test_a_trace_that_reads_before_it_saves_is_refused() -> None:
     trace = StepTrace("cpu", 10.0, 10.0, (span(0, 8, 5, 4, 16),))
     with pytest.raises(InputError, match="span 0"):
         schedule(trace, SwapPlan((Choice.KEEP,)), Hardware(None), FREE)
+
+
+def test_links_and_segments_that_make_no_sense_are_refused() -> None:
+    trace = decoder_trace(layer_count=1)
+    keep = fixed_plan(trace, "keep")
+    for link in (Link(0, 1e9), Link(1e9, 1e9, slowdown=1.0)):
+        with pytest.raises(InputError, match="file link"):
+            schedule(trace, keep, Hardware(link), FREE)
+    with pytest.raises(InputError, match="segment 0 has 0 rows"):
+        schedule(replace(trace, segments=(replace(trace.segments[0], row_count=0),)), keep, Hardware(None), FREE)
+
+
+def test_a_trace_of_nothing_is_compute_alone() -> None:
+    trace = StepTrace("cpu", 10.0, 20.0, ())
+    assert schedule(trace, SwapPlan(()), Hardware(Link(1e9, 1e9)), Budgets(0)).predicted.step_us == 30.0

@@ -105,16 +105,15 @@ def tiny_cases(draw: st.DrawFn) -> tuple[StepTrace, Hardware, Budgets]:
 
 
 @given(tiny_cases())
-@settings(max_examples=60)
+@settings(max_examples=60, derandomize=True)
 def test_tiny_plans_are_the_best_there_is_or_near_it(case) -> None:
-    """Against every plan there is. A few stay short of the best: a quarter, in the worst of thousands that were tried,
-    is the most that is let pass here."""
+    """Against every plan there is, on the same traces each time: it is a search, so somewhere one is missed."""
     trace, hardware, budgets = case
     best_us = brute_force(trace, hardware, budgets)
     bound_us, _ = lower_bound(Menu(trace), hardware, budgets)
     assert bound_us <= best_us * (1 + 1e-9)
     if best_us < float("inf"):
-        assert solve(trace, hardware, budgets).predicted.step_us <= best_us * 1.25
+        assert solve(trace, hardware, budgets).predicted.step_us <= best_us * 1.1
 
 
 def test_nothing_moves_where_everything_fits() -> None:
@@ -210,3 +209,20 @@ def test_a_solved_share_is_near_memos_where_layers_are_alike(rate: float) -> Non
     assert memo.fits
     assert plan.predicted.step_us <= memo.predicted.step_us
     assert plan.predicted.out_bytes == pytest.approx(memo.predicted.out_bytes, rel=0.15)
+
+
+def test_a_long_trace_is_solved_by_way_of_a_short_one() -> None:
+    trace = decoder_trace(layer_count=120, row_count=256)
+    hardware, budgets = Hardware(None, Link(9e9, 9e9), 32 << 20), tight_budgets(trace, 0.3)
+    plan = solve(trace, hardware, budgets)
+    assert len(trace.spans) > 1000
+    found = schedule(trace, plan, hardware, budgets)
+    assert found.fits and found.predicted == plan.predicted
+    assert plan.gap < 0.1
+    for kind in ("all", "inputs"):
+        other = schedule(trace, fixed_plan(trace, kind, hardware, budgets), hardware, budgets)
+        assert not other.fits or plan.predicted.step_us <= other.predicted.step_us
+
+
+def test_solving_nothing_declines() -> None:
+    assert solve(StepTrace("cpu", 10.0, 20.0, ()), Hardware(None), Budgets(0)).declined is not None

@@ -195,6 +195,11 @@ class Planner:
             logger.warning("nothing is offloaded: %s", declined)
         self._latest = entry
 
+    def latest(self) -> Plan | None:
+        """The plan that was made, or followed, last."""
+        with self._lock:
+            return None if self._latest is None else self._latest.plan
+
     def stats(self) -> PlanStats | None:
         """About the plan that was followed last; None before there is one."""
         with self._lock:

@@ -39,7 +39,8 @@ def record_timeline(model: torch.nn.Module | offload_activations, planned: Plan 
 
     Args:
         model: offloaded, or a scope of memsys.offload_activations.
-        planned: a schedule to be shown beside (see memsys.report.timeline.Plan).
+        planned: a schedule to be shown beside (see memsys.report.timeline.Plan); by default that of the plan which the
+            model follows, if it follows one.
 
     Raises:
         InputError: (a ValueError) the model is not offloaded, or is being recorded already.

@@ -170,6 +170,9 @@ class Session:
         if self._mover is not None:
             self._mover.recording = None
         recording.finish()
+        plan = None if self.planner is None else self.planner.latest()
+        if recording.timeline.planned is None and plan is not None:
+            recording.timeline.planned = plan.schedule()
         self._timeline = recording.timeline
 
     def _keep_limit(self, mover: Mover) -> KeepLimit:

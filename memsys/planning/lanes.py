@@ -17,13 +17,13 @@ _ENDED_US = 1e-9  # what rounding may leave of a transfer
 
 
 class Slice(NamedTuple):
-    """What a lane did in the half-open range [begin_us, end_us) of the step's time; index: the span's."""
+    """What a lane did in the half-open range [begin_us, end_us) of the step's time; span: which one."""
 
     lane: str
     begin_us: float
     end_us: float
     bytes: int
-    index: int
+    span: int
 
 
 class Lane:

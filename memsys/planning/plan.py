@@ -7,11 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from memsys.budget import format_bytes
 from memsys.errors import InputError
 from memsys.planning.swap_plan import Budgets, Choice, Hardware, Link, Prediction, SwapPlan
 from memsys.planning.trace import StepTrace
+
+if TYPE_CHECKING:
+    from memsys.planning.schedule import Schedule
 
 FORMAT = "memsys-plan-1"
 
@@ -68,6 +72,12 @@ class Plan:
         if len(swap["choices"]) != len(trace.spans):
             raise ValueError(f"{len(swap['choices'])} choices for {len(trace.spans)} spans")
         return cls(trace, SwapPlan(**swap), Budgets(**found["budgets"]), Hardware(**hardware), found["min_bytes"])
+
+    def schedule(self) -> Schedule:
+        """The step under the plan: what each lane does when, and how full each tier is."""
+        from memsys.planning.schedule import schedule
+
+        return schedule(self.trace, self.swap, self.hardware, self.budgets)
 
     def bytes_of(self, choice: Choice) -> int:
         """Saved bytes that the plan treats so."""

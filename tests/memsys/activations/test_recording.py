@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -127,3 +128,20 @@ def test_misuse_says_what_to_do(tmp_path):
         pass
     assert timeline.slices == ()
     assert "timeline" not in memsys.stats(model).as_dict()
+
+
+def test_a_planned_step_is_shown_beside_the_measured_one(tmp_path):
+    model = memsys.offload(small_model(), device_budget="160KiB", min_bytes=1, spill_dir=str(tmp_path))
+    for _ in range(3):
+        step(model, small_input())
+    with memsys.record_timeline(model) as timeline:
+        step(model, small_input())
+    assert_sound(timeline)
+    plan = memsys.stats(model).plan
+    assert plan is not None and plan.declined is None
+    planned_out = sum(slice_.bytes for slice_ in timeline.planned.slices if slice_.lane == "file out")
+    assert planned_out == plan.predicted.out_bytes > 0
+    assert max(bytes_ for _, bytes_ in timeline.planned.levels["device"]) == plan.predicted.peak_device_bytes
+    timeline.save(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert {event["pid"] for event in trace["traceEvents"]} == {1, 2}

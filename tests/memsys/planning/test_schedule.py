@@ -96,7 +96,7 @@ def test_a_lane_carries_one_transfer_at_a_time_no_faster_than_its_link(case) -> 
         for piece in pieces:
             assert piece.end_us - piece.begin_us >= links[tier].latency_us + piece.bytes * 1e6 / rate - 1e-6
             if direction == "out":
-                assert piece.begin_us >= trace.spans[piece.index].saved_us - 1e-6
+                assert piece.begin_us >= trace.spans[piece.span].saved_us - 1e-6
 
 
 @given(traces(), hardwares(with_host=False), st.data())
@@ -144,7 +144,7 @@ def test_backward_prefetches_what_the_window_holds_and_fetches_the_first_on_dema
     found = schedule(trace, SwapPlan((Choice.FILE, Choice.FILE)), Hardware(Link(1e9, 1e6), None, 100), FREE)
     assert found.predicted.stall_us == pytest.approx(50.0)
     assert found.predicted.step_us == pytest.approx(450.0)
-    assert [(piece.lane, piece.index) for piece in found.slices if piece.lane == "file in"] == [
+    assert [(piece.lane, piece.span) for piece in found.slices if piece.lane == "file in"] == [
         ("file in", 1), ("file in", 0)]  # fmt: skip
 
 

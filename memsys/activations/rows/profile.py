@@ -127,7 +127,7 @@ def _check_exactly(block: torch.nn.Module, arguments: Arguments, dims: Sequence[
     generator = torch.Generator().manual_seed(1)
     twin = _twin(block, generator)
     small = sliced(arguments.tensors, dims, 0, count, [False] * len(dims))
-    inputs = [_disturbed(tensor.cpu(), generator, needs) if tensor.is_floating_point() else tensor.cpu()
+    inputs = [_disturbed(tensor.cpu(), generator, needs)
               for tensor, needs in zip(small, _needs_grad(arguments), strict=True)]  # fmt: skip
     buffers = {name: value.clone() for name, value in twin.named_buffers()}
     versions = [_tensor.version_of(tensor) for tensor in inputs]
@@ -206,9 +206,8 @@ def _twin(block: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module
             _disturbed(parameter.detach().cpu(), generator), requires_grad=parameter.requires_grad
         )
     for buffer in block.buffers():
-        memo[id(buffer)] = (
-            buffer.detach().cpu().double() if buffer.is_floating_point() else buffer.detach().cpu().clone()
-        )
+        twin = buffer.detach().to("cpu", copy=True)
+        memo[id(buffer)] = twin.double() if twin.is_floating_point() else twin
     return copy.deepcopy(block, memo)
 
 

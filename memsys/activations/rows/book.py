@@ -10,7 +10,6 @@ import torch
 
 from memsys import _tensor
 from memsys.activations.dispatcher import Claimant, innermost_claimants
-from memsys.activations.rows import running
 from memsys.activations.rows.call import RowCall
 from memsys.activations.rows.mark import row_blocks
 from memsys.activations.rows.offer import CallFacts
@@ -25,10 +24,10 @@ class PackCounter:
     in_backward = False
 
     def __init__(self, book: RowBook) -> None:
-        self._book = book
+        self.book = book
 
     def claim(self, tensor: torch.Tensor) -> None:
-        call = self._book.current()
+        call = self.book.current()
         if call is not None:
             call.count(tensor)
 
@@ -95,16 +94,14 @@ class RowBook:
         found = self.current()
         if found is not None and found.profile is not None:
             return False  # part of a call that is a segment itself
-        if running.is_apart() or not torch.is_grad_enabled() or _tensor.in_backward() or _tensor.in_functorch():
-            return False
-        # Somebody else's hooks are innermost (a checkpoint's), or another session's: not ours to divide.
-        return any(getattr(claimant, "rows", None) is self for claimant in innermost_claimants())
+        return torch.is_grad_enabled() and not _tensor.in_backward() and not _tensor.in_functorch()
 
     def _call(self, block: torch.nn.Module, args: tuple, kwargs: dict, is_last: bool) -> RowCall:
         facts = CallFacts(len(self.facts), type(block).__name__, 0, None, None, [])
         call = RowCall(block, facts)
-        # Counting begins with the forward: in one that began before anybody wanted rows, there is none.
-        if self.is_wanted and any(isinstance(claimant, PackCounter) for claimant in innermost_claimants()):
+        # Nobody of ours counts in a forward that began before rows were wanted, nor where somebody else's hooks are
+        # innermost: a checkpoint's, or those of a trial.
+        if self.is_wanted and any(getattr(claimant, "book", None) is self for claimant in innermost_claimants()):
             call.judge(args, kwargs, is_last, self.is_measured)
         self.facts.append(facts)
         if facts.declined is not None and (facts.block, facts.declined) not in self._said:

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from memsys import _tensor
-from memsys.activations.rows import running
 from memsys.activations.rows.arguments import Arguments, sliced
 from memsys.activations.rows.attention import AttentionMode
 from memsys.activations.rows.fingerprint import fingerprint
 from memsys.activations.rows.geometry import LEAST_ROWS
-from memsys.activations.rows.refused import Declined, RefusedError
+from memsys.activations.rows.refused import Declined, Enough, RefusedError
 from memsys.activations.rows.trial import Entry, Source, agree, answer_from, run, sources
 
 logger = logging.getLogger("memsys")
@@ -112,9 +111,8 @@ def _judged(
 ) -> RowProfile | Declined:
     count = min(_TRIAL_ROWS, arguments.row_count(dim))
     try:
-        with running.apart():
-            _check_exactly(block, arguments, dims, count)
-            return _structure(block, arguments, dim, dims, count)
+        _check_exactly(block, arguments, dims, count)
+        return _structure(block, arguments, dim, dims, count)
     except RefusedError as refused:
         return Declined(str(refused))
     except Exception as error:
@@ -130,13 +128,10 @@ def _check_exactly(block: torch.nn.Module, arguments: Arguments, dims: Sequence[
     inputs = [_disturbed(tensor.cpu(), generator, needs)
               for tensor, needs in zip(small, _needs_grad(arguments), strict=True)]  # fmt: skip
     buffers = {name: value.clone() for name, value in twin.named_buffers()}
-    versions = [_tensor.version_of(tensor) for tensor in inputs]
     with _no_autocast(arguments):
         _agreement(twin, arguments, inputs, dims, count, (count // 2, count - LEAST_ROWS, 0), _EXACT, in_double=True)
     if any(not torch.equal(value, buffers[name]) for name, value in twin.named_buffers()):
         raise RefusedError("its forward changes a buffer, as BatchNorm does while training")
-    if versions != [_tensor.version_of(tensor) for tensor in inputs]:
-        raise RefusedError("its forward changes an argument in place")
 
 
 def _structure(block: torch.nn.Module, arguments: Arguments, dim: int, dims: Sequence[int | None],
@@ -157,7 +152,10 @@ def _agreement(block: torch.nn.Module, arguments: Arguments, inputs: list[torch.
                count: int, begins: Sequence[int], tolerance: float, in_double: bool) -> tuple:  # fmt: skip
     """The full run, and what its saved tensors are by the first of the runs on rows [begin, count)."""
     args, kwargs = arguments.rebuilt(inputs)
+    versions = [_tensor.version_of(tensor) for tensor in inputs]
     full = run(lambda: block.forward(*args, **kwargs), AttentionMode(in_double=in_double))
+    if versions != [_tensor.version_of(tensor) for tensor in inputs]:
+        raise RefusedError("its forward changes an argument in place")
     needs = [tensor.requires_grad for tensor in inputs]
     storages = [_tensor.storage_of(tensor) for tensor in inputs]
     found = []
@@ -177,14 +175,14 @@ def _timed_run(block: torch.nn.Module, arguments: Arguments, inputs: list[torch.
         nonlocal seen
         seen += 1
         if seen > verdict.last:
-            raise running.Enough
+            raise Enough
 
     args, kwargs = arguments.rebuilt(inputs)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None)
-    with running.apart(), torch.enable_grad(), hooks, mode:
+    with torch.enable_grad(), hooks, mode:
         try:
             block.forward(*args, **kwargs)
-        except running.Enough:
+        except Enough:
             return
 
 

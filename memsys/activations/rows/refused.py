@@ -1,4 +1,4 @@
-"""Why a block can't be run again by rows."""
+"""How a run of a block that memsys makes for itself ends before its time: refused, with the reason, or complete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 
 class RefusedError(Exception):
-    """Ends a trial run; its text is the reason."""
+    """The block can't be run again by rows; its text is the reason."""
+
+
+class Enough(Exception):
+    """Nobody wants what is left of the run."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from memsys import _tensor
-from memsys.activations.rows import running
 from memsys.activations.rows.arguments import sliced
 from memsys.activations.rows.attention import AttentionMode, rows_of
-from memsys.activations.rows.refused import RefusedError
+from memsys.activations.rows.refused import Enough, RefusedError
 from memsys.activations.rows.trial import Source, producer_of
 from memsys.errors import CorruptionError
 
@@ -75,13 +74,12 @@ class Rerun:
         with ExitStack() as stack:
             for context in segment.contexts():
                 stack.enter_context(context)
-            stack.enter_context(running.apart())
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, _never))
             stack.enter_context(AttentionMode(self._answer))
             try:
                 segment.block.forward(*args, **kwargs)
-            except running.Enough:
+            except Enough:
                 return
             except RefusedError as refused:
                 raise self._differs(str(refused)) from None
@@ -105,7 +103,7 @@ class Rerun:
             with torch.no_grad():
                 self._write(index, tensor.detach(), write)
         if index >= self._last:
-            raise running.Enough
+            raise Enough
 
     def _write(self, index: int, tensor: torch.Tensor, write: Write) -> None:
         target = self._targets.get(write.span())

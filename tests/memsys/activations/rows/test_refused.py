@@ -46,11 +46,11 @@ class Normed(nn.Module):
 
 
 class Along(nn.Module):
-    """A causal convolution along the sequence; with `zero`, one that does nothing yet."""
+    """A causal convolution along the sequence; with `zero`, one that does nothing yet, and is not trained yet."""
 
     def __init__(self, zero: bool = False) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(2) if zero else torch.ones(2))
+        self.kernel = nn.Parameter(torch.zeros(2) if zero else torch.ones(2), requires_grad=not zero)
 
     def forward(self, h):
         return h + self.kernel[0] * F.pad(h, (0, 0, 1, 0))[:, :-1] + self.kernel[1] * h
@@ -95,6 +95,21 @@ class Noise(nn.Module):
         return h * torch.rand_like(h)
 
 
+class Fickle(nn.Module):
+    """The same result by another operation where there are few rows."""
+
+    def forward(self, h):
+        y = h + h if h.shape[1] > 5 else h * 2.0
+        return y * y
+
+
+class Sparing(nn.Module):
+    """Saves less where there are few rows."""
+
+    def forward(self, h):
+        return h * h if h.shape[1] > 5 else h * 2.0
+
+
 class Rechecked(nn.Module):
     def forward(self, h):
         return checkpoint(F.silu, h, use_reentrant=False)
@@ -117,6 +132,8 @@ BETWEEN = {
     "sum": (Summed, "not token-local"),
     "positions by shape": (Placed, "not token-local"),
     "global state": (Counting, "not token-local"),
+    "another way for few rows": (Fickle, "another operation"),
+    "less for few rows": (Sparing, "tensors instead of"),
     "checkpoint": (Rechecked, "checkpoint"),
     "attention by hand": (Global, "shape|not token-local|another"),
 }
@@ -232,7 +249,8 @@ def test_an_argument_changed_in_place_is_refused():
                 x.add_(1.0)
             return y
 
-    assert isinstance(profile(made(Greedy), (inputs(),), {}), Declined)
+    verdict = profile(made(Greedy), (inputs(),), {})
+    assert isinstance(verdict, Declined) and "in place" in verdict.reason
 
 
 def test_the_batch_is_never_the_sequence():
@@ -246,6 +264,12 @@ def test_the_batch_is_never_the_sequence():
         ).dim
         == 0
     )
+
+
+def test_the_batch_is_not_taken_for_a_sequence_that_is_too_short():
+    encoder = made(lambda: Encoder(batch_first=False)).encoder.layers[0]
+    verdict = profile(encoder, (inputs(5, 3).transpose(0, 1).contiguous(),), {})
+    assert isinstance(verdict, Declined) and "dimension" in verdict.reason
 
 
 def test_verdicts_are_shared_by_layers_and_lengths_and_by_nothing_else(monkeypatch):

@@ -8,7 +8,11 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
+from memsys import _tensor
+from memsys.errors import BudgetError, SpillError
+
 if TYPE_CHECKING:
+    from memsys.activations.mover import Mover
     from memsys.activations.span import SavedSpan
 
 
@@ -25,8 +29,33 @@ class KeptSpans:
                 self._spans.popleft()
             self._spans.append(weakref.ref(span))
 
-    def take(self) -> SavedSpan | None:
-        """The one that was kept first and still is; it is the caller's now."""
+    def make_room(self, mover: Mover, bytes_: int) -> None:
+        """Sends kept spans away until there is room for what can't stay: several forwards before one backward keep
+        more than each of them counted with."""
+        budget = mover.store.device_budget
+        while budget.left_bytes < bytes_ and self.send_first(mover):
+            while budget.left_bytes < bytes_ and mover.has_departures:
+                mover.wait_for_transfer()
+
+    def send_first(self, mover: Mover) -> bool:
+        """Sends away the span that was kept first; False if there is none, or no room below."""
+        span = self._take() if mover.away is not None else None
+        if span is None:
+            return False
+        mover.forget(span)
+        span.is_kept = False
+        address = _tensor.address_of(span.source) + span.begin_bytes
+        try:
+            span.block = mover.store.swap_out(address, span.bytes, mover.backend.current_stream(), mover.away)
+        except (BudgetError, SpillError):
+            mover.keep(span)
+            return False
+        mover.hold(span)
+        mover.stats.out_bytes += span.bytes
+        return True
+
+    def _take(self) -> SavedSpan | None:
+        """The one that was kept first and still is."""
         while True:
             with self._lock:
                 if not self._spans:

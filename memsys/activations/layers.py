@@ -33,7 +33,7 @@ class LayerMarks:
         self.layer_count = 0
         for layer in repeated_layers(model) if model is not None else ():
             self.layer_count += 1
-            self._hooks.append(layer.register_forward_pre_hook(self._mark, with_kwargs=True))
+            self._hooks.append(layer.register_forward_pre_hook(self._mark, with_kwargs=True, prepend=True))
 
     def is_layer_input(self, storage: torch.UntypedStorage) -> bool:
         found = self._inputs.get(_tensor.storage_key(storage))
@@ -75,7 +75,7 @@ class LayerPlace(LayerMarks):
         inner: set[torch.nn.Module] = set()  # experts of a layer, say: no layers of their own
         for layer in repeated_layers(model) if model is not None else ():
             if layer not in inner:
-                self._hooks.append(layer.register_forward_pre_hook(self._entering(place)))
+                self._hooks.append(layer.register_forward_pre_hook(self._entering(place), prepend=True))
                 self._hooks.append(layer.register_forward_hook(self._leave, always_call=True))
                 inner.update(layer.modules())
                 place += 1

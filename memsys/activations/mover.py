@@ -63,8 +63,8 @@ class Mover:
         self._departures_lock = threading.Lock()
         self._held_bytes = 0  # sources that have not left
         self._window_used_bytes = 0  # prefetched and not yet taken
-        self._kept = KeptSpans()
-        self._away: object = None  # the tier that was sent to last
+        self.kept = KeptSpans()
+        self.away: object = None  # the tier that was sent to last
         self._prefetched: weakref.WeakSet[SavedSpan] = weakref.WeakSet()
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
@@ -79,10 +79,10 @@ class Mover:
         while not self.store.device_budget.try_reserve(span.bytes):
             if self.store.device_budget.left_bytes + self._held_bytes < span.bytes:
                 return False
-            self._wait_for_transfer()
+            self.wait_for_transfer()
         span.is_kept = True
         self.stats.kept_bytes += span.bytes
-        self._kept.add(span)
+        self.kept.add(span)
         return True
 
     def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
@@ -92,47 +92,23 @@ class Mover:
         address = _tensor.address_of(span.source) + span.begin_bytes
         self.backend.note_use(address, span.bytes, True)
         self._make_room(span.bytes)
-        refusal, self._away = None, tiers[0]
+        refusal, self.away = None, tiers[0]
         for tier in tiers:
             try:
-                self._give_up_kept(span.bytes)
+                self.kept.make_room(self, span.bytes)
                 span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), tier)
             except (BudgetError, SpillError) as error:
                 refusal = refusal or error.with_traceback(None)  # whose frames would keep the span alive
                 continue
             if self.recording is not None:
                 self.recording.note_sent(span)
-            self._hold(span)
+            self.hold(span)
             return
         if not self.keep(span):
             raise refusal
         if self.stats.fallback_count == 0:
             logger.warning("a saved tensor of %d bytes stays on the device: %s", span.bytes, str(refusal))
         self.stats.fallback_count += 1
-
-    def _give_up_kept(self, bytes_: int) -> None:
-        """Sends away what was kept until there is room for what can't stay: several forwards before one backward keep
-        more than each of them counted with."""
-        while self.store.device_budget.left_bytes < bytes_ and self._send_kept():
-            while self.store.device_budget.left_bytes < bytes_ and self._departures:
-                self._wait_for_transfer()
-
-    def _send_kept(self) -> bool:
-        """Sends the span that was kept first, which backward wants last; False if there is none."""
-        span = self._kept.take() if self._away is not None else None
-        if span is None:
-            return False
-        self.forget(span)
-        span.is_kept = False
-        address = _tensor.address_of(span.source) + span.begin_bytes
-        try:
-            span.block = self.store.swap_out(address, span.bytes, self.backend.current_stream(), self._away)
-        except (BudgetError, SpillError):
-            self.keep(span)
-            return False
-        self._hold(span)
-        self.stats.out_bytes += span.bytes
-        return True
 
     def drop(self, span: SavedSpan, recipe: Recipe) -> None:
         """Lets the bytes go: they are made again when backward wants them."""
@@ -154,7 +130,7 @@ class Mover:
         if bytes_:
             self.store.device_budget.release(bytes_)
 
-    def _hold(self, span: SavedSpan) -> None:
+    def hold(self, span: SavedSpan) -> None:
         with self._departures_lock:
             self._departures.append(span)
             self._held_bytes += span.bytes
@@ -169,7 +145,7 @@ class Mover:
         begin_us = self.store.now_us()
         while not self._has_room(bytes_) and self._departures:
             if not self._order_oldest():
-                self._wait_for_transfer()
+                self.wait_for_transfer()
         self._trim_for(bytes_)
         self._count_stall(begin_us)
 
@@ -198,7 +174,7 @@ class Mover:
         self._drop_source(span)
         return True
 
-    def _wait_for_transfer(self) -> None:
+    def wait_for_transfer(self) -> None:
         seen = self.store.ended_count
         if not self.release_sources():
             self.store.wait_ended(seen, _WAIT_US)
@@ -392,8 +368,8 @@ class Mover:
             except BudgetError:
                 self.store.trim()
                 if self.store.in_flight_bytes > 0:
-                    self._wait_for_transfer()
-                elif not self._give_up_prefetched() and not self._send_kept():
+                    self.wait_for_transfer()
+                elif not self._give_up_prefetched() and not self.kept.send_first(self):
                     if patience == 0:
                         raise
                     patience -= 1

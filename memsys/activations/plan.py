@@ -31,6 +31,7 @@ def plan(
     spill_dir: str | os.PathLike | None = None,
     min_bytes: int | None = None,
     exclude: tuple[str, ...] = (),
+    rows: bool = False,
 ) -> Plan:
     """Runs a step of the model with everything moved, so that one layer's needs are enough room, and plans from it.
 
@@ -44,6 +45,9 @@ def plan(
         args, kwargs: of the model's forward. loss: output -> scalar; by default the output's `loss`, or the sum of all
             floating outputs.
         device_budget, host_budget, disk_budget, spill_dir, min_bytes, exclude: as for memsys.offload.
+        rows: the plan may also divide tensors by the positions of the sequence, move the first of them and compute
+            the others again, where a trial shows that a block allows it. Gradients then agree with those of the plain
+            model but for rounding; without it they do to the last bit.
 
     Returns the plan for steps of this very shape; memsys.offload plans others as they come, within the same budgets.
     The first plan of a process also measures the links, for some seconds.
@@ -62,7 +66,7 @@ def plan(
     trial = TrialStep("plan", model, args, kwargs, loss)
     options = OffloadOptions(device_budget, host_budget, disk_budget, spill_dir, min_bytes=min_bytes,
                              exclude=tuple(exclude))  # fmt: skip
-    with _session_of(model, options) as session:
+    with _session_of(model, options, rows) as session:
         begin = time.perf_counter()
         trial.run()
         step = session.planner.take_last()
@@ -76,14 +80,14 @@ def plan(
 
 
 @contextmanager
-def _session_of(model: torch.nn.Module, options: OffloadOptions) -> Iterator[Session]:
+def _session_of(model: torch.nn.Module, options: OffloadOptions, rows: bool) -> Iterator[Session]:
     """A session of its own for the model, for the time being; one that it has meanwhile waits."""
     function = function_of(model)
     is_ours = function is None
     if is_ours:
         offload(model, policy="all", spill_dir=options.spill_dir)
         function = function_of(model)
-    before, session = function.memsys_session, Session(options, model)
+    before, session = function.memsys_session, Session(options, model, rows)
     function.memsys_session = session
     try:
         yield session

@@ -57,9 +57,10 @@ class PlannedForward:
         return _PLACES[choice]
 
     def _rows(self, plan: Plan, saved: SavedTensor) -> Decision:
-        segment = getattr(saved, "row_segment", None)
         alpha = plan.swap.alphas.get(plan.trace.spans[saved.index].segment)
-        return self._away if segment is None or alpha is None else ROWS(alpha, segment)
+        if saved.row_segment is None or alpha is None:
+            return self._away
+        return ROWS(alpha, saved.row_segment, _PLACES[plan.swap.row_tier].place)
 
 
 def given_plan(plan: object, policy: object) -> Plan | None:

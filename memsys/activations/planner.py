@@ -11,9 +11,10 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,8 @@ from memsys.activations.planned import PlannedForward
 from memsys.activations.policy import Policy, Profile, away_from
 from memsys.activations.recipes import RecipeBook
 from memsys.activations.recorder import MovedBytes, StepRecorder
+from memsys.activations.rows.book import RowBook
+from memsys.activations.rows.offer import CallFacts
 from memsys.activations.stats import OffloadStats, PlanStats
 from memsys.errors import BudgetError
 from memsys.planning.plan import Plan
@@ -48,6 +51,23 @@ class PlanOptions:
     budgets: Budgets
     min_bytes: int
     hardware: Callable[[], Hardware]
+
+
+class Books(NamedTuple):
+    """What a session knows of making things again: by one operation, and by rows."""
+
+    recipes: RecipeBook | None
+    rows: RowBook | None
+
+    def want_rows(self, is_wanted: bool, is_measured: bool) -> None:
+        """Whether calls of blocks are tried, and timed: it takes time where a block is seen first."""
+        if self.rows is not None:
+            self.rows.is_wanted, self.rows.is_measured = is_wanted, is_measured
+
+    @property
+    def calls(self) -> Sequence[CallFacts]:
+        """Those of this thread's last forward."""
+        return () if self.rows is None else tuple(self.rows.facts)
 
 
 @dataclass
@@ -77,15 +97,16 @@ class RecordedStep:
     recorder: StepRecorder
     policy: PlannedForward | None  # None: the first step
     resident_bytes: Mapping[str, int]
+    calls: Sequence[CallFacts]
 
 
 class Planner:
     """The plans of one session. Thread-safe; plans are made in the thread that begins a forward."""
 
-    def __init__(self, options: PlanOptions, recipes: RecipeBook | None, counts: OffloadStats,
+    def __init__(self, options: PlanOptions, books: Books, counts: OffloadStats,
                  plan: Plan | None = None) -> None:  # fmt: skip
         self._options = options
-        self._recipes = recipes
+        self._books = books
         self._counts = counts
         self._can_plan = options.budgets.device_bytes is not None
         self._away = away_from(options.device.type)
@@ -111,6 +132,8 @@ class Planner:
             is_light = bool(plans) and not self._unplanned and not isinstance(self._clock, HostClock)
         place = LayerPlace(None if is_light else model)
         recorder = record.recorder = StepRecorder(self._clock, place, self._moved, is_light)
+        is_divided = any(Choice.ROWS in plan.swap.choices for plan in plans)
+        self._books.want_rows(is_divided or not plans or bool(self._unplanned), not is_light)
         policy = None  # the first step
         if plans or self._refused:
             policy = PlannedForward(plans, otherwise, self._away, lambda: self._counts.kept_bytes)
@@ -120,7 +143,7 @@ class Planner:
             place.release()
         recorder.end_forward()
         with self._lock:
-            self._pending.append(RecordedStep(recorder, policy, resident_bytes(model)))
+            self._pending.append(RecordedStep(recorder, policy, resident_bytes(model), self._books.calls))
             del self._pending[:-_PENDING_LIMIT]
 
     def _moved(self) -> MovedBytes:
@@ -183,7 +206,7 @@ class Planner:
         is_moving = sum(recorder.sizes) > (options.budgets.device_bytes or 0)
         hardware = options.hardware() if is_moving else Hardware(file=None)
         link = hardware.host if options.device.type == "cuda" else hardware.file
-        trace = recorder.trace(str(options.device), self._recipes, resident, link)
+        trace = recorder.trace(str(options.device), self._books.recipes, resident, link, step.calls)
         return Plan(trace, make_swap(trace, hardware, options.budgets), options.budgets, hardware, options.min_bytes)
 
     def _add(self, entry: _Entry) -> None:

@@ -7,7 +7,7 @@ owns no tensor: what is planned from it is numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,11 +16,12 @@ from memsys import _tensor
 from memsys.activations.clock import Clock
 from memsys.activations.layers import LayerPlace
 from memsys.planning.swap_plan import Link
-from memsys.planning.trace import SpanRecord, StepTrace
+from memsys.planning.trace import SegmentRecord, SpanRecord, StepTrace
 
 if TYPE_CHECKING:
     from memsys.activations.decision import SavedTensor
     from memsys.activations.recipes import Recipe, RecipeBook
+    from memsys.activations.rows.offer import CallFacts
 
 # A step that moves much is held up by the lanes, but computes at least so much of its time.
 _LEAST_COMPUTE_SHARE = 0.25
@@ -76,7 +77,7 @@ class StepRecorder:
         key, inputs = (None, ()) if recipe is None else (recipe.key, recipe.input_indices())
         self._seen.append(_Seen(saved, self._place.layer, key, inputs))
         self._unread.add(saved.index)
-        self._pause()
+        self.pause()
         self._saved_at.append(len(self._pauses))
 
     def note_read(self, index: int) -> None:
@@ -85,7 +86,7 @@ class StepRecorder:
         if not self._is_armed and not self.is_complete and _tensor.in_backward():
             self._is_armed = True
             _tensor.at_end_of_backward(self._end_backward)
-        if self._pause() and self._is_armed and not self._is_light:
+        if self.pause() and self._is_armed and not self._is_light:
             self._reads.append((index, len(self._pauses)))
         self._unread.discard(index)
 
@@ -97,8 +98,8 @@ class StepRecorder:
                 stamp = self._clock.stamp() if is_running else self._paused
                 self._deaths[index] = (stamp, len(self._pauses))
 
-    def _pause(self) -> bool:
-        """Returns whether the clock ran until now."""
+    def pause(self) -> bool:
+        """The clock stands still until `resume`; returns whether it ran until now."""
         me = threading.get_ident()
         with self._lock:
             if self._depth > 0 and self._owner != me:
@@ -149,8 +150,9 @@ class StepRecorder:
         return self._clock.between_us(self._begin, self._end)
 
     def trace(self, device: str, recipes: RecipeBook | None, resident_bytes: Mapping[str, int],
-              link: Link | None = None) -> StepTrace:  # fmt: skip
-        """What was recorded. link: what the bytes moved over; by how much that held compute up is taken out, too."""
+              link: Link | None = None, calls: Sequence[CallFacts] = ()) -> StepTrace:  # fmt: skip
+        """What was recorded. link: what the bytes moved over; by how much that held compute up is taken out, too.
+        calls: those that may be divided by rows."""
         self._clock.settle()
         times = _Times(self._clock, self._begin, self._pauses)
         forward_us = times.at(self._forward_end, self._forward_pauses)
@@ -175,7 +177,8 @@ class StepRecorder:
             used_us = reads.get(seen.saved.index, (never_us, never_us))
             spans.append(_span_record(seen, clean(times.at_pause(pause)), used_us, recipes))
         end_us = clean(forward_us)
-        return StepTrace(device, end_us, clean(whole_us) - end_us, tuple(spans), resident_bytes=dict(resident_bytes))
+        return StepTrace(device, end_us, clean(whole_us) - end_us, tuple(spans), segment_records(spans, calls),
+                         resident_bytes=dict(resident_bytes))  # fmt: skip
 
 
 class _Times:
@@ -207,11 +210,27 @@ def _share_left(raw_us: float, held_us: float) -> float:
 
 
 def _span_record(seen: _Seen, saved_us: float, used_us: tuple[float, float], recipes: RecipeBook | None) -> SpanRecord:
-    saved = seen.saved
+    saved, rows = seen.saved, seen.saved.row_segment
+    is_divisible = rows is not None and rows.is_proven and rows.row_bytes > 0 and rows.remake_us is not None
     remake_us = recipes.remake_us(seen.key) if recipes is not None and seen.key is not None else None
     return SpanRecord(
         index=saved.index, bytes=saved.bytes, dtype=str(saved.dtype).removeprefix("torch."), shape=tuple(saved.shape),
         producer=saved.producer, layer=seen.layer, saved_us=saved_us, first_use_us=used_us[0], last_use_us=used_us[1],
         is_layer_input=saved.is_layer_input, is_attention_output=saved.is_attention_output, remake_us=remake_us,
-        remake_inputs=seen.inputs if remake_us is not None else (),
+        remake_inputs=seen.inputs if remake_us is not None else (), segment=rows.id if is_divisible else -1,
+        row_bytes=rows.row_bytes if is_divisible else 0,
     )  # fmt: skip
+
+
+def segment_records(spans: Sequence[SpanRecord], calls: Sequence[CallFacts]) -> tuple[SegmentRecord, ...]:
+    """The calls that have spans which can be divided by rows."""
+    found = []
+    for call in calls:
+        members = [span for span in spans if span.segment == call.id]
+        if members and call.remake_us is not None:
+            found.append(SegmentRecord(
+                id=call.id, layer=members[0].layer, row_count=call.row_count, remake_us=call.remake_us,
+                begin_us=members[0].saved_us, end_us=members[-1].saved_us,
+                first_use_us=min(span.first_use_us for span in members), inputs=tuple(call.inputs),
+            ))  # fmt: skip
+    return tuple(found)

@@ -28,14 +28,14 @@ from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
 from memsys.activations.planned import given_plan
-from memsys.activations.planner import Planner, PlanOptions
+from memsys.activations.planner import Books, Planner, PlanOptions
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
 from memsys.activations.recording import Recording
 from memsys.activations.rows.book import RowBook
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
-from memsys.planning.swap_plan import Budgets, Hardware
+from memsys.planning.swap_plan import Budgets, Choice, Hardware
 from memsys.report.timeline import Timeline
 from memsys.runtimes import runtime_for
 
@@ -67,7 +67,8 @@ class OffloadOptions:
 class Session:
     """One use of offload; `model` is None for the scope form. Re-enterable, and usable from several threads."""
 
-    def __init__(self, options: OffloadOptions, model: torch.nn.Module | None = None) -> None:
+    def __init__(self, options: OffloadOptions, model: torch.nn.Module | None = None, may_divide: bool = False) -> None:
+        """may_divide: plans may divide tensors by rows, after which gradients agree but for rounding."""
         self.options = options
         self._counts = OffloadStats()
         self._lock = threading.Lock()
@@ -91,7 +92,8 @@ class Session:
         self._hooks: list[object] = []
         self._check_options()
         self._marks = LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
-        self.rows = RowBook(model) if callable(options.policy) else None
+        self._may_divide = may_divide or (self._plan is not None and Choice.ROWS in self._plan.swap.choices)
+        self.rows = RowBook(model) if callable(options.policy) or self._may_divide else None
         if options.policy == "inputs" and model is not None and self._marks.layer_count == 0:
             warnings.warn("policy='inputs' found no list of layers in the model: only attention outputs will move; "
                           "use policy='auto'", stacklevel=4)  # fmt: skip
@@ -183,11 +185,14 @@ class Session:
         windows = 3 if budget is None else 2
         return KeepLimit(budget, share, windows * mover.window_bytes, lambda: self._counts.kept_bytes)
 
+    def _may_plan(self) -> bool:
+        return self.options.policy == "auto" and (self._plan is not None or self.options.device_budget is not None)
+
     def _make_planner(self, device: torch.device, mover: Mover) -> Planner | None:
         """Within a device budget auto plans; without one it follows its rule, or the plan that was given."""
         limit = self._store.device_budget.limit_bytes
         is_simulated = device.type == "cpu" and not mover.is_direct
-        if self.options.policy != "auto" or is_simulated or (limit < 0 and self._plan is None):
+        if not self._may_plan() or is_simulated:
             return None
         budgets = Budgets(
             None if limit < 0 else limit, self._store.host_budget.limit_bytes, self._store.disk_budget.limit_bytes
@@ -199,7 +204,7 @@ class Session:
             return calibrate.measured_hardware(device, self.spill_dir, mover.window_bytes)
 
         options = PlanOptions(device, budgets, self._min_bytes(), hardware)
-        return Planner(options, self._recipes, self._counts, self._plan)
+        return Planner(options, Books(self._recipes, self.rows), self._counts, self._plan)
 
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
@@ -261,7 +266,7 @@ class Session:
             marks=marks or self._marks, aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
             is_excluded=self._is_excluded, rows=self.rows,
         )  # fmt: skip
-        counters = () if self.rows is None else self.rows.begin_forward()
+        counters = () if self.rows is None else self.rows.begin_forward(record.recorder)
         return *counters, ParameterClaim(self._parameters, self._counts, self._min_bytes()), claim
 
     def _learn_from_last(self, record: ForwardRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from memsys.activations.dispatcher import Claimant, innermost_claimants
 from memsys.activations.rows.call import RowCall
 from memsys.activations.rows.mark import row_blocks
 from memsys.activations.rows.offer import CallFacts
+
+if TYPE_CHECKING:
+    from memsys.activations.recorder import StepRecorder
 
 logger = logging.getLogger("memsys")
 
@@ -36,6 +40,7 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.calls: list[tuple[int, RowCall | None]] = []
         self.facts: list[CallFacts] = []
+        self.recorder: StepRecorder | None = None
 
 
 class RowBook:
@@ -57,9 +62,9 @@ class RowBook:
         """The calls of this thread's last forward."""
         return self._state.facts
 
-    def begin_forward(self) -> tuple[Claimant, ...]:
+    def begin_forward(self, recorder: StepRecorder | None = None) -> tuple[Claimant, ...]:
         """Who counts in it, if anything is to be counted."""
-        self._state.facts = []
+        self._state.facts, self._state.recorder = [], recorder
         return (PackCounter(self),) if self.is_wanted else ()
 
     def current(self) -> RowCall | None:
@@ -102,7 +107,14 @@ class RowBook:
         # Nobody of ours counts in a forward that began before rows were wanted, nor where somebody else's hooks are
         # innermost: a checkpoint's, or those of a trial.
         if self.is_wanted and any(getattr(claimant, "book", None) is self for claimant in innermost_claimants()):
-            call.judge(args, kwargs, is_last, self.is_measured)
+            recorder = self._state.recorder
+            if recorder is not None:
+                recorder.pause()  # a trial is no part of the step
+            try:
+                call.judge(args, kwargs, is_last, self.is_measured)
+            finally:
+                if recorder is not None:
+                    recorder.resume()
         self.facts.append(facts)
         if facts.declined is not None and (facts.block, facts.declined) not in self._said:
             self._said.add((facts.block, facts.declined))

@@ -80,6 +80,9 @@ class LayerPlace(LayerMarks):
                 inner.update(layer.modules())
                 place += 1
 
+    def __deepcopy__(self, _: object) -> LayerPlace:
+        return self  # of a layer copied in its own forward, for a trial say
+
     @property
     def layer(self) -> int:
         """The position of the layer that this thread is running; -1 outside of all."""

@@ -287,6 +287,9 @@ class Mover:
             logger.debug("could not try whether a saved tensor can be computed again", exc_info=True)
             if not isinstance(error, (MemsysError, MemoryError)):
                 recipe.refuse()
+        finally:
+            if self.store.device_budget.limit_bytes >= 0:
+                recipe.let_go()
 
     def _allocate(self, bytes_: int) -> torch.UntypedStorage:
         if self.backend.owns_targets:

@@ -138,7 +138,7 @@ class Planner:
         if plans or self._refused:
             policy = PlannedForward(plans, otherwise, self._away, lambda: self._counts.kept_bytes)
         try:
-            yield (policy or Profile(self._away)), place
+            yield (policy or Profile(self._away, self._options.budgets.device_bytes)), place
         finally:
             place.release()
         recorder.end_forward()

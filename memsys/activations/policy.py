@@ -28,14 +28,19 @@ class SwapAll:
 
 
 class Profile:
-    """For a step that is recorded: everything moves, and what a cheap operation may give again is tried beside it."""
+    """For a step that is recorded: everything moves, and what a cheap operation may give again is tried beside it,
+    where half the budget has room for both and what it is made from."""
 
-    def __init__(self, away: Decision) -> None:
+    def __init__(self, away: Decision, budget_bytes: int | None) -> None:
         self._away = away
+        self._budget_bytes = budget_bytes
 
     def __call__(self, saved: SavedTensor) -> Decision:
-        is_untried = saved.segment is not None and not saved.segment.is_proven
-        return RECOMPUTE(saved.segment) if is_untried else self._away
+        if saved.segment is None or saved.segment.is_proven:
+            return self._away
+        needed_bytes = saved.bytes + saved.segment.needed_bytes
+        has_room = self._budget_bytes is None or needed_bytes <= self._budget_bytes // 2
+        return RECOMPUTE(saved.segment) if has_room else self._away
 
 
 class InputsOnly:

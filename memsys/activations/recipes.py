@@ -112,6 +112,12 @@ class Recipe:
         is_equal = is_made and torch.equal(_tensor.bytes_over(scratch), _tensor.bytes_over(moved))
         self._book.note_trial(self.key, is_equal)
 
+    def let_go(self) -> None:
+        """After a trial: what it brought back ahead of its time may leave again, where room is scarce."""
+        for reader in self._readers:
+            if isinstance(reader, MovedHandle) and reader.span.block is not None:
+                reader.span.loaded = None
+
     def refuse(self) -> None:
         """Notes that the tensor can't be made again."""
         self._book.note_trial(self.key, False)

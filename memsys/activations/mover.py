@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from memsys import _tensor
+from memsys.activations.ahead import PrefetchWindow
 from memsys.activations.heap import HeapTrimmer
 from memsys.activations.kept import KeptSpans
 from memsys.activations.landing import Landing
@@ -62,14 +63,13 @@ class Mover:
         self._departures: deque[SavedSpan] = deque()
         self._departures_lock = threading.Lock()
         self._held_bytes = 0  # sources that have not left
-        self._window_used_bytes = 0  # prefetched and not yet taken
         self.kept = KeptSpans()
         self.away: object = None  # the tier that was sent to last
-        self._prefetched: weakref.WeakSet[SavedSpan] = weakref.WeakSet()
         self._reaper = None if runtime.is_seeded else Reaper(self)
         limit = store.device_budget.limit_bytes
         default_bytes = DEFAULT_WINDOW_BYTES if self.is_direct else DEVICE_WINDOW_BYTES
         self.window_bytes = default_bytes if limit < 0 else min(default_bytes, limit // 4)
+        self.ahead = PrefetchWindow(self.window_bytes)
 
     # Out -----------------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Mover:
         """Starts to bring a span back if it is away and the window has room; False says to try again later."""
         if not span.is_away or span.landing is not None or span.alive() is not None:
             return True
-        if self._window_used_bytes > 0 and self._window_used_bytes + span.bytes > self.window_bytes:
+        if not self.ahead.has_room(span.bytes):
             return False
         try:
             if span.rows is not None:
@@ -235,9 +235,7 @@ class Mover:
                 self._start_arrival(span)
         except BudgetError:
             return False
-        span.is_prefetched = True
-        self._window_used_bytes += span.bytes
-        self._prefetched.add(span)
+        self.ahead.add(span)
         return True
 
     def fetch(self, span: SavedSpan) -> torch.UntypedStorage:
@@ -296,15 +294,8 @@ class Mover:
             return self.backend.empty(bytes_)
         return _tensor.storage_over(self.store.allocate_target(bytes_))
 
-    def end_prefetch(self, span: SavedSpan) -> None:
-        """What was brought back ahead of its time is wanted now."""
-        if span.is_prefetched:
-            span.is_prefetched = False
-            self._prefetched.discard(span)
-            self._window_used_bytes -= span.bytes
-
     def _take(self, span: SavedSpan, landing: Landing) -> torch.UntypedStorage:
-        self.end_prefetch(span)
+        self.ahead.end(span)
         if self.backend.owns_targets:
             storage = landing.target
         else:
@@ -372,20 +363,11 @@ class Mover:
                 self.store.trim()
                 if self.store.in_flight_bytes > 0:
                     self.wait_for_transfer()
-                elif not self._give_up_prefetched() and not self.kept.send_first(self):
+                elif not self.ahead.give_up() and not self.kept.send_first(self):
                     if patience == 0:
                         raise
                     patience -= 1
                     self.store.wait_ended(self.store.ended_count, _WAIT_US)
-
-    def _give_up_prefetched(self) -> bool:
-        """Drops what was brought back ahead of its time: it has a copy below, and what is wanted now needs the room."""
-        spans = [span for span in list(self._prefetched) if span.is_prefetched]
-        self._prefetched.clear()
-        for span in spans:
-            span.is_prefetched, span.landing = False, None
-            self._window_used_bytes -= span.bytes
-        return bool(spans)
 
     # End -----------------------------------------------------------------------------------------------------------
 
@@ -394,8 +376,7 @@ class Mover:
         if span.is_kept:
             self.store.device_budget.release(span.bytes)
             self.stats.kept_bytes -= span.bytes
-        if span.is_prefetched:
-            self._window_used_bytes -= span.bytes
+        self.ahead.end(span)
         self._release_held(span)
 
     def close(self) -> None:

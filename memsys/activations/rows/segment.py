@@ -83,7 +83,7 @@ class Segment:
         landing = span.landing
         if landing is None or landing.is_remade or landing.stream != stream:
             landing = mover.start_rows(span)
-        mover.end_prefetch(span)
+        mover.ahead.end(span)
         return landing
 
     def _check_unchanged(self) -> None:

@@ -163,7 +163,7 @@ def test_prefetching_brings_rows_back_ahead(plain, tmp_path, monkeypatch):
         loss.backward()
     assert len(set(prefetched)) > 8
     mover = session_of(model)._mover
-    assert mover._window_used_bytes == 0 and not list(mover._prefetched)
+    assert mover.ahead._used_bytes == 0 and not mover.ahead.give_up()
 
 
 @pytest.mark.parametrize("away", [Place.HOST, Place.FILE])

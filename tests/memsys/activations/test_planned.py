@@ -21,6 +21,7 @@ import memsys  # noqa: E402
 from memsys.activations import calibrate, planner  # noqa: E402
 from memsys.activations.decision import FILE, KEEP, SavedTensor  # noqa: E402
 from memsys.activations.planned import PlannedForward  # noqa: E402
+from memsys.cli.gpt import GPT, GPTShape  # noqa: E402
 from memsys.planning.plan import Plan  # noqa: E402
 from memsys.planning.swap_plan import Budgets, Choice, Hardware, Link, SwapPlan  # noqa: E402
 from memsys.planning.trace import SpanRecord, StepTrace  # noqa: E402
@@ -380,3 +381,32 @@ def test_what_was_kept_leaves_where_the_room_is_needed(tmp_path):
     stats = memsys.stats(model)
     assert stats.out_bytes > 0 and stats.peak_device_bytes <= plan.trace.saved_bytes
     assert_idle(model)
+
+
+def test_a_plan_by_rows_is_carried_out(tmp_path, monkeypatch):
+    """Moves the first half of each segment's rows, and agrees with the plain model but for rounding."""
+
+    def half(trace, hardware, budgets):
+        assert trace.segments and all(segment.remake_us > 0 for segment in trace.segments)
+        choices = tuple(Choice.FILE if span.segment < 0 else Choice.ROWS for span in trace.spans)
+        return SwapPlan(choices, {segment.id: 0.5 for segment in trace.segments})
+
+    monkeypatch.setattr(planner, "make_swap", half)
+    torch.manual_seed(0)
+    plain = GPT(GPTShape(layers=3, width=64, seq=64)).double()
+    tokens = torch.randint(256, (2, 64))
+    model = copy.deepcopy(plain)
+    plan = plan_of(model, tokens, tmp_path=tmp_path, rows=True)
+    planned(model, plan, tmp_path)
+    for _ in range(3):
+        found, wanted = step(model, tokens), step(plain, tokens)
+        assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(found, wanted, strict=True))
+    stats = memsys.stats(model)
+    assert stats.plan.counts["rows"] == plan.swap.choices.count(Choice.ROWS) > 0
+    assert stats.remade_bytes > 0 and stats.undivided_count == 0
+    assert_idle(model)
+
+
+def test_without_rows_no_tensor_is_divided(tmp_path, mixed):
+    model = GPT(GPTShape(layers=2, width=64, seq=64))
+    assert plan_of(model, torch.randint(256, (2, 64)), tmp_path=tmp_path).trace.segments == ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
 
 import torch
 
@@ -33,7 +32,7 @@ class LayerMarks:
         self.layer_count = 0
         for layer in repeated_layers(model) if model is not None else ():
             self.layer_count += 1
-            self._hooks.append(layer.register_forward_pre_hook(self._mark, with_kwargs=True, prepend=True))
+            self._hooks.append(layer.register_forward_pre_hook(self.mark, with_kwargs=True))
 
     def is_layer_input(self, storage: torch.UntypedStorage) -> bool:
         found = self._inputs.get(_tensor.storage_key(storage))
@@ -42,14 +41,14 @@ class LayerMarks:
     def is_attention_output(self, node: object) -> bool:
         return node is not None and any(name in node.name() for name in _ATTENTION_NODES)
 
-    def _mark(self, _: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def mark(self, _: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, torch.Tensor) and _tensor.is_plain(value) and value.is_floating_point():
                 storage = _tensor.storage_of(value)
                 self._inputs[_tensor.storage_key(storage)] = weakref.ref(storage)
 
     def forget_dead(self) -> None:
-        self._inputs = {key: ref for key, ref in self._inputs.items() if ref() is not None}
+        self._inputs = {key: ref for key, ref in list(self._inputs.items()) if ref() is not None}
 
     def release(self) -> None:
         for hook in self._hooks:
@@ -65,40 +64,63 @@ class _Stack(threading.local):
 
 
 class LayerPlace(LayerMarks):
-    """Also tells which layer is running. For one forward, and released after it: its hooks would hinder copies of the
-    model."""
+    """Also tells which layer is running."""
 
     def __init__(self, model: torch.nn.Module | None) -> None:
-        super().__init__(model)
+        super().__init__(None)
         self._stack = _Stack()
-        place = 0
         inner: set[torch.nn.Module] = set()  # experts of a layer, say: no layers of their own
         for layer in repeated_layers(model) if model is not None else ():
-            if layer not in inner:
-                self._hooks.append(layer.register_forward_pre_hook(self._entering(place), prepend=True))
-                self._hooks.append(layer.register_forward_hook(self._leave, always_call=True))
+            place = -1 if layer in inner else self.layer_count
+            self._hooks.append(layer.register_forward_pre_hook(_Entering(self, place), with_kwargs=True))
+            if place >= 0:
+                self._hooks.append(layer.register_forward_hook(_Leaving(self, place), always_call=True))
+                self.layer_count += 1
                 inner.update(layer.modules())
-                place += 1
-
-    def __deepcopy__(self, _: object) -> LayerPlace:
-        return self  # of a layer copied in its own forward, for a trial say
 
     @property
     def layer(self) -> int:
         """The position of the layer that this thread is running; -1 outside of all."""
         return self._stack.layer
 
-    def _entering(self, layer: int) -> Callable[..., None]:
-        def enter(*_: object) -> None:
-            stack = self._stack
-            stack.depth += 1
-            if stack.depth == 1:
-                stack.layer = layer
+    def enter(self, layer: int) -> None:
+        stack = self._stack
+        stack.depth += 1
+        if stack.depth == 1:
+            stack.layer = layer
 
-        return enter
-
-    def _leave(self, *_: object) -> None:
+    def leave(self) -> None:
         stack = self._stack
         stack.depth = max(0, stack.depth - 1)
         if stack.depth == 0:
             stack.layer = -1
+
+
+class _LayerHook:
+    """Before or after a layer's forward. Copies of the module go on in the same session; one from a pickle does not."""
+
+    def __init__(self, place: LayerPlace | None, layer: int) -> None:
+        self._place = (lambda: None) if place is None else weakref.ref(place)
+        self._layer = layer
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (None, self._layer)
+
+    def __deepcopy__(self, _: object) -> _LayerHook:
+        return self
+
+
+class _Entering(_LayerHook):
+    def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        place = self._place()
+        if place is not None and not torch.compiler.is_compiling():
+            place.mark(module, args, kwargs)
+            if self._layer >= 0:
+                place.enter(self._layer)
+
+
+class _Leaving(_LayerHook):
+    def __call__(self, *_: object) -> None:
+        place = self._place()
+        if place is not None and not torch.compiler.is_compiling():
+            place.leave()

@@ -54,10 +54,11 @@ class PlanOptions:
 
 
 class Books(NamedTuple):
-    """What a session knows of making things again: by one operation, and by rows."""
+    """What a session knows of making things again, by one operation and by rows, and of the model's layers."""
 
     recipes: RecipeBook | None
     rows: RowBook | None
+    place: LayerPlace
 
     def want_rows(self, is_wanted: bool, is_measured: bool) -> None:
         """Whether calls of blocks are tried, and timed: it takes time where a block is seen first."""
@@ -124,23 +125,19 @@ class Planner:
 
     @contextmanager
     def forward(self, model: torch.nn.Module | None, record: ForwardRecord, otherwise: Policy,
-                ) -> Iterator[tuple[Policy, LayerPlace]]:  # fmt: skip
-        """The policy for one forward, and what marks layers in it; `otherwise` decides where there is no plan."""
+                ) -> Iterator[Policy]:  # fmt: skip
+        """The policy for one forward; `otherwise` decides where there is no plan."""
         self._learn()
         with self._lock:
             plans = [entry.plan for entry in reversed(self._entries.values())]
             is_light = bool(plans) and not self._unplanned and not isinstance(self._clock, HostClock)
-        place = LayerPlace(None if is_light else model)
-        recorder = record.recorder = StepRecorder(self._clock, place, self._moved, is_light)
+        recorder = record.recorder = StepRecorder(self._clock, self._books.place, self._moved, is_light)
         is_divided = any(Choice.ROWS in plan.swap.choices for plan in plans)
         self._books.want_rows(is_divided or not plans or bool(self._unplanned), not is_light)
         policy = None  # the first step
         if plans or self._refused:
             policy = PlannedForward(plans, otherwise, self._away, lambda: self._counts.kept_bytes)
-        try:
-            yield (policy or Profile(self._away, self._options.budgets.device_bytes)), place
-        finally:
-            place.release()
+        yield policy or Profile(self._away, self._options.budgets.device_bytes)
         recorder.end_forward()
         with self._lock:
             self._pending.append(RecordedStep(recorder, policy, resident_bytes(model), self._books.calls))

@@ -21,7 +21,7 @@ from memsys import _C
 from memsys.activations.claims import ActivationClaim, AliasTable, ParameterClaim
 from memsys.activations.dispatcher import Claimant, Dispatcher
 from memsys.activations.heap import HeapTrimmer
-from memsys.activations.layers import LayerMarks
+from memsys.activations.layers import LayerMarks, LayerPlace
 from memsys.activations.limits import parse_limits, usable_spill_folder
 from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord, OrderBook
@@ -91,7 +91,11 @@ class Session:
         self._excluding = threading.local()
         self._hooks: list[object] = []
         self._check_options()
-        self._marks = LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
+        self._marks = (
+            LayerPlace(model)
+            if self._may_plan()
+            else LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
+        )
         self._may_divide = may_divide or (self._plan is not None and Choice.ROWS in self._plan.swap.choices)
         self.rows = RowBook(model) if callable(options.policy) or self._may_divide else None
         if options.policy == "inputs" and model is not None and self._marks.layer_count == 0:
@@ -204,7 +208,7 @@ class Session:
             return calibrate.measured_hardware(device, self.spill_dir, mover.window_bytes)
 
         options = PlanOptions(device, budgets, self._min_bytes(), hardware)
-        return Planner(options, Books(self._recipes, self.rows), self._counts, self._plan)
+        return Planner(options, Books(self._recipes, self.rows, self._marks), self._counts, self._plan)
 
     @contextmanager
     def forward(self, model: torch.nn.Module | None) -> Iterator[None]:
@@ -217,10 +221,10 @@ class Session:
         self._learn_from_last(record)
         recording = self._recording
         begin_us = recording.now_us() if recording is not None else 0
-        planned = nullcontext((self._policy, self._marks))
+        planned = nullcontext(self._policy)
         if self.planner is not None:
             planned = self.planner.forward(model, record, self._policy)
-        with planned as (policy, marks), Dispatcher(self.claimants(record, policy, marks)):
+        with planned as policy, Dispatcher(self.claimants(record, policy)):
             yield
         if recording is not None:
             recording.end_forward(begin_us)
@@ -255,15 +259,13 @@ class Session:
         record.on_backward = self._begin_backward
         return record
 
-    def claimants(
-        self, record: ForwardRecord, policy: Policy | None = None, marks: LayerMarks | None = None
-    ) -> tuple[Claimant, ...]:
+    def claimants(self, record: ForwardRecord, policy: Policy | None = None) -> tuple[Claimant, ...]:
         """What answers for the saved tensors of the forward that `record` is about; by default the session's own
-        policy and marks."""
+        policy."""
         self._marks.forget_dead()
         claim = ActivationClaim(
             mover=self._mover, policy=policy or self._policy, device=self._device, min_bytes=self._min_bytes(),
-            marks=marks or self._marks, aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
+            marks=self._marks, aliases=self._aliases, recipes=self._recipes, stats=self._counts, record=record,
             is_excluded=self._is_excluded, rows=self.rows,
         )  # fmt: skip
         counters = () if self.rows is None else self.rows.begin_forward(record.recorder)

@@ -182,5 +182,5 @@ def test_every_schedule_is_exact(seeded) -> None:
 
 def test_a_source_parked_before_its_bytes_left_is_seen(seeded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: the source is dropped, and its pages discarded, while its bytes are still to be written."""
-    monkeypatch.setattr(Mover, "_hold", lambda mover, span: mover._drop_source(span))
+    monkeypatch.setattr(Mover, "hold", lambda mover, span: mover._drop_source(span))
     assert differing_seeds(seeded) == 10

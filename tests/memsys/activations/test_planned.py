@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 import threading
 from dataclasses import replace
 
@@ -19,12 +20,9 @@ from gradients import assert_idle, assert_same, gradients, small_input, small_mo
 
 import memsys  # noqa: E402
 from memsys.activations import calibrate, planner  # noqa: E402
-from memsys.activations.decision import FILE, KEEP, SavedTensor  # noqa: E402
-from memsys.activations.planned import PlannedForward  # noqa: E402
 from memsys.cli.gpt import GPT, GPTShape  # noqa: E402
 from memsys.planning.plan import Plan  # noqa: E402
-from memsys.planning.swap_plan import Budgets, Choice, Hardware, Link, SwapPlan  # noqa: E402
-from memsys.planning.trace import SpanRecord, StepTrace  # noqa: E402
+from memsys.planning.swap_plan import Choice, Hardware, Link, SwapPlan  # noqa: E402
 
 HARDWARE = Hardware(Link(1e9, 1e9))
 MIXED = (Choice.KEEP, Choice.FILE, Choice.RECOMPUTE, Choice.HOST)
@@ -319,57 +317,6 @@ def test_steps_that_go_on_taking_another_time_are_planned_anew(tmp_path, monkeyp
     assert changes == [1, 3, 8, 18]
 
 
-def hand_made(sizes, choices, budget=None):
-    spans = tuple(
-        SpanRecord(index, bytes_, "float32", (bytes_ // 4,), "", 0, index, 100.0 - index, 100.0 - index)
-        for index, bytes_ in enumerate(sizes)
-    )
-    trace = StepTrace("cpu", 50.0, 50.0, spans)
-    return Plan(trace, SwapPlan(tuple(choices)), Budgets(budget), HARDWARE, 1)
-
-
-def saved(index, bytes_):
-    return SavedTensor(index, bytes_, torch.float32, torch.Size([bytes_ // 4]), "", False, False)
-
-
-def decisions(policy, sizes):
-    return [policy(saved(index, bytes_)) for index, bytes_ in enumerate(sizes)]
-
-
-K, F = Choice.KEEP, Choice.FILE
-OTHERWISE = memsys.HOST  # stands for what the rule says
-
-
-@pytest.mark.parametrize(
-    ("sizes", "wanted"),
-    [
-        ([4, 8, 12], [KEEP, FILE, KEEP]),
-        ([4, 8, 16, 20], [KEEP, FILE, FILE, KEEP]),  # another plan that begins so
-        ([4, 12, 12], [KEEP, OTHERWISE, OTHERWISE]),  # does not come back to the plan
-        ([8, 8, 12], [OTHERWISE, OTHERWISE, OTHERWISE]),
-        ([4, 8, 12, 16], [KEEP, FILE, KEEP, OTHERWISE]),
-        ([4, 8], [KEEP, FILE]),
-    ],
-    ids=str,
-)
-def test_a_forward_follows_the_plan_that_it_has_not_departed_from(sizes, wanted):
-    plans = [hand_made([4, 8, 12], [K, F, K]), hand_made([4, 8, 16, 20], [F, F, F, K])]
-    policy = PlannedForward(plans, lambda saved: OTHERWISE, FILE, lambda: 0)
-    assert decisions(policy, sizes) == wanted
-    followed = {(4, 8, 12): plans[0], (4, 8, 16, 20): plans[1]}
-    assert policy.plan is followed.get(tuple(sizes))
-
-
-def test_what_other_forwards_keep_counts_towards_a_plan():
-    plan = hand_made([4, 8, 12], [K, K, K], budget=24)
-    assert decisions(PlannedForward([plan], None, FILE, lambda: 14), [4, 8, 12]) == [KEEP, KEEP, FILE]
-
-
-def test_what_cannot_be_made_again_goes_away():
-    plan = hand_made([4], [Choice.RECOMPUTE])
-    assert decisions(PlannedForward([plan], None, FILE, lambda: 0), [4]) == [FILE]
-
-
 def test_what_was_kept_leaves_where_the_room_is_needed(tmp_path):
     """Several forwards keep what each of them was planned to, and the next still finds room to move."""
     plain, x = small_model(), small_input()
@@ -410,3 +357,15 @@ def test_a_plan_by_rows_is_carried_out(tmp_path, monkeypatch):
 def test_without_rows_no_tensor_is_divided(tmp_path, mixed):
     model = GPT(GPTShape(layers=2, width=64, seq=64))
     assert plan_of(model, torch.randint(256, (2, 64)), tmp_path=tmp_path).trace.segments == ()
+
+
+def test_copies_and_pickles_of_a_model_that_is_planned_for(tmp_path, mixed):
+    model, x = small_model(), small_input()
+    memsys.offload(model, device_budget="64MiB", min_bytes=1, spill_dir=tmp_path)
+    wanted = step(small_model(), x)
+    for _ in range(3):
+        assert_same(step(model, x), wanted)
+        assert_same(step(copy.deepcopy(model), x), wanted)
+        assert_same(step(pickle.loads(pickle.dumps(model)), x), wanted)
+    memsys.restore(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -65,7 +65,7 @@ def test_a_host_far_ahead_holds_few_sources(simulate, monkeypatch: pytest.Monkey
     """No lane runs while the host issues a whole forward; the bound on held sources holds all the same."""
     bound_bytes = 20_000
     most = 0
-    hold = Mover._hold
+    hold = Mover.hold
 
     def watch(mover: Mover, span: object) -> None:
         nonlocal most
@@ -73,7 +73,7 @@ def test_a_host_far_ahead_holds_few_sources(simulate, monkeypatch: pytest.Monkey
         hold(mover, span)
         most = max(most, mover._held_bytes)
 
-    monkeypatch.setattr(Mover, "_hold", watch)
+    monkeypatch.setattr(Mover, "hold", watch)
     model, data = build()
     wanted = gradients(model, data)
     simulate(7)
@@ -91,7 +91,7 @@ def test_a_source_dropped_without_its_edge_is_told(simulate, monkeypatch: pytest
     def drop_at_once(mover: Mover, span: object) -> None:
         mover._drop_source(span)
 
-    monkeypatch.setattr(Mover, "_hold", drop_at_once)
+    monkeypatch.setattr(Mover, "hold", drop_at_once)
     told = 0
     for seed in range(5):
         model, data = build()

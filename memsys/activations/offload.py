@@ -46,7 +46,10 @@ def offload(
             memsys's buffers and transfers in flight may use together. On a CPU the device is RAM.
         host_budget: of host memory for copies. disk_budget: of the spill file; by default 80 % of the free disk.
         spill_dir: folder of the spill file, which has no name and cannot outlive the process.
-        policy: "auto", "all", "inputs", or a callable SavedTensor -> Decision.
+        policy: "auto", "all", "inputs", or a callable SavedTensor -> Decision. With a device budget "auto" records the
+            first step, with everything moved, and plans from it for those that follow; stats(model).plan tells which
+            plan is followed, and what it predicted.
+        plan: what memsys.plan returned, or the path it was saved to; brings its budgets along.
         min_bytes: tensors smaller than this stay; by default 256 KiB.
         exclude: patterns of submodule names whose saved tensors stay.
         return_memory: on a CPU, also give the heap that torch freed back to the system whenever the process has grown.

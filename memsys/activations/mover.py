@@ -36,7 +36,6 @@ logger = logging.getLogger("memsys")
 DEFAULT_WINDOW_BYTES = 24 << 20
 DEVICE_WINDOW_BYTES = 512 << 20
 _WAIT_US = 50_000
-_PAGE_BYTES = 4096
 _PATIENCE = 4  # waits before a budget error: memory comes back a moment after the transfer that used it has ended
 _Started = TypeVar("_Started")
 
@@ -249,7 +248,7 @@ class Mover:
         landing = span.landing
         if landing is None or landing.stream != stream:
             landing = self._on_demand(lambda: self._start_arrival(span))
-        self._land(landing.arrival, stream)
+        self.land(landing.arrival, stream)
         storage = self._take(span, landing)
         self.backend.note_use(_tensor.address_of(storage), span.bytes, False)
         return storage
@@ -310,7 +309,8 @@ class Mover:
         self.stats.in_bytes += span.bytes
         return storage
 
-    def _land(self, arrival: object, stream: int) -> None:
+    def land(self, arrival: object, stream: int) -> None:
+        """What `stream` does from now on may read what arrived."""
         if arrival.is_issued and (not self.is_direct or arrival.is_done):
             self.store.arrive(arrival, stream)
             return
@@ -332,26 +332,6 @@ class Mover:
     def start_rows(self, span: SavedSpan) -> RowLanding:
         """Room for a span that is divided by rows, and its first rows on their way into it."""
         return self._on_demand(lambda: span.rows.start(self, span))
-
-    def place(self, bytes_: int, phase: int) -> torch.UntypedStorage:
-        """Room for a whole span; where it is the store's own, at an address that is `phase` modulo a page, as the
-        source's was, so that pieces of it are read straight into their place."""
-        if self.backend.owns_targets:
-            return self.backend.empty(bytes_)
-        room = self.store.allocate_target(bytes_ + _PAGE_BYTES)
-        skip = (phase - _tensor.address_of(_tensor.storage_over(room))) % _PAGE_BYTES
-        return _tensor.storage_over(memoryview(room)[skip : skip + bytes_])
-
-    def start_into(self, piece: SavedSpan, target: torch.UntypedStorage, offset_bytes: int) -> Landing:
-        """Starts to bring a piece back into its place in `target`."""
-        stream = self.backend.current_stream()
-        arrival = self.store.swap_in(piece.block, _tensor.address_of(target) + offset_bytes, stream)
-        return Landing(self.store, arrival, stream, target)
-
-    def finish_into(self, piece: SavedSpan, landing: Landing) -> None:
-        """What the current stream does from now on may read the piece."""
-        self._land(landing.arrival, self.backend.current_stream())
-        self.stats.in_bytes += piece.bytes
 
     def _on_demand(self, start: Callable[[], _Started]) -> _Started:
         """Waits for room where prefetching would have given up."""

@@ -13,8 +13,8 @@ _SIMPLE = (bool, int, float, str, type(None), torch.dtype, tuple, types.Function
 
 
 def fingerprint(module: torch.nn.Module) -> tuple[object, ...]:
-    """Hashable, and equal for modules of the same classes, settings, modes and shapes."""
-    parts = tuple((name, type(part), part.training, _settings(part)) for name, part in module.named_modules())
+    """Hashable, and equal for modules of the same classes, settings (training or not among them) and shapes."""
+    parts = tuple((name, type(part), _settings(part)) for name, part in module.named_modules())
     tensors = tuple(
         (name, tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
         for name, tensor in (*module.named_parameters(), *module.named_buffers())

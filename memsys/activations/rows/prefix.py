@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Pieces smaller, or more, than this cost more by themselves than bringing them together first.
 _LEAST_PIECE_BYTES = 64 << 10
 _MOST_PIECES = 256
+_PAGE_BYTES = 4096
 
 
 class RowLanding:
@@ -78,13 +79,13 @@ class RowPrefix:
 
     def start(self, mover: Mover, span: SavedSpan) -> RowLanding:
         """Makes room for the whole span and starts to bring its first rows back. Raises BudgetError."""
-        landing = RowLanding(mover.place(span.bytes, self._phase), mover.backend.current_stream())
+        landing = RowLanding(_room(mover, span.bytes, self._phase), mover.backend.current_stream())
         for piece, offset in self._pieces:
             source = piece.source  # read once: another thread drops it when its bytes have left
             if self._is_gathered:
                 landing.pieces.append((piece, None))
             elif source is None:
-                landing.pieces.append((piece, mover.start_into(piece, landing.target, offset)))
+                landing.pieces.append((piece, _start_into(mover, piece, landing.target, offset)))
             else:
                 rows = _tensor.bytes_over(source)[piece.begin_bytes : piece.begin_bytes + piece.bytes]
                 _tensor.bytes_over(landing.target)[offset : offset + piece.bytes].copy_(rows)
@@ -95,7 +96,8 @@ class RowPrefix:
         pieces, landing.pieces = landing.pieces, []
         for piece, started in pieces:
             if started is not None:
-                mover.finish_into(piece, started)
+                mover.land(started.arrival, mover.backend.current_stream())
+                mover.stats.in_bytes += piece.bytes
                 continue
             storage, begin = piece.storage()
             rows = _tensor.bytes_over(storage)[begin : begin + piece.bytes]
@@ -144,3 +146,20 @@ class RowPrefix:
     def _first_rows(self, whole: torch.Tensor) -> torch.Tensor:
         outer, count, inner_bytes = self.geometry
         return whole.view(outer, count * inner_bytes)[:, : self.rows * inner_bytes]
+
+
+def _room(mover: Mover, bytes_: int, phase: int) -> torch.UntypedStorage:
+    """Room for a whole span; where it is the store's own, at an address that is `phase` modulo a page, as the source's
+    was, so that pieces of it are read straight into their place. Raises BudgetError."""
+    if mover.backend.owns_targets:
+        return mover.backend.empty(bytes_)
+    room = mover.store.allocate_target(bytes_ + _PAGE_BYTES)
+    skip = (phase - _tensor.address_of(_tensor.storage_over(room))) % _PAGE_BYTES
+    return _tensor.storage_over(memoryview(room)[skip : skip + bytes_])
+
+
+def _start_into(mover: Mover, piece: SavedSpan, target: torch.UntypedStorage, offset_bytes: int) -> Landing:
+    """Starts to bring a piece back into its place in `target`."""
+    stream = mover.backend.current_stream()
+    arrival = mover.store.swap_in(piece.block, _tensor.address_of(target) + offset_bytes, stream)
+    return Landing(mover.store, arrival, stream, target)

@@ -72,6 +72,7 @@ def test_the_rows_of_a_layout(name):
         (torch.empty(B, D, S), RowDim(2, 1, 1), 0, B * D * S * 4 + 4),  # a part of a row at the end
         (torch.empty(S + 1, D)[1:], RowDim(0, 1, 1), 0, (S + 1) * D * 4),  # another tensor before it
         (torch.empty(1, 1, D).expand(1, S, D), RowDim(1, 1, 1), 0, D * 4),  # one row for all
+        (torch.empty(60).as_strided((2, 5, 4), (22, 4, 1)), RowDim(1, 1, 1), 0, 240),  # a gap after the last row
         (torch.empty(B * S + 1, D), RowDim(0, B, 1), 0, (B * S + 1) * D * 4),
         (torch.empty(40)[:20].as_strided((2, 5, 2), (3, 4, 1)), RowDim(1, 1, 1), 0, 80),  # rows that overlap
     ],

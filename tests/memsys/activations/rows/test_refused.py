@@ -18,9 +18,10 @@ from gradients import assert_same, bits_equal  # noqa: E402
 from row_models import WIDTH, Block, Encoder, Stack, divided, gpt2, inputs, llama, made, step  # noqa: E402
 
 import memsys  # noqa: E402
+from memsys.activations.rows import attention  # noqa: E402
 from memsys.activations.rows import profile as profiles  # noqa: E402
 from memsys.activations.rows.profile import RowProfile, profile  # noqa: E402
-from memsys.activations.rows.refused import Declined  # noqa: E402
+from memsys.activations.rows.refused import Declined, RefusedError  # noqa: E402
 
 
 class Between(Block):
@@ -186,6 +187,20 @@ def test_attention_dropout_is_refused(tmp_path):
     for _ in range(2):
         step(model, inputs())
     assert policy.divided == [] and "dropout" in next(iter(policy.reasons))
+
+
+@pytest.mark.parametrize("operation", sorted(attention.OPERATIONS, key=str), ids=str)
+def test_no_operation_may_drop_out_or_mask(operation):
+    q = torch.randn(1, 1, 4, 8)
+    names = [argument.name for argument in operation._schema.arguments]
+    mask = next((name for name in names if name in ("attn_mask", "attn_bias")), None)
+    for kwargs, reason in (({"dropout_p": 0.5}, "random"), ({mask: torch.zeros(4, 4)}, "mask")):
+        if mask is None and reason == "mask":
+            continue
+        given = {"compute_log_sumexp": True, "attn_bias": None} | kwargs
+        given = {name: value for name, value in given.items() if name in names}
+        with pytest.raises(RefusedError, match=reason), attention.AttentionMode():
+            operation(q, q, q, **given)
 
 
 def test_eager_attention_is_refused(tmp_path):

@@ -95,6 +95,18 @@ def test_backward_twice_over_a_kept_graph_runs_again_and_keeps_nothing(name, tmp
     both(model, plain, scenario)
 
 
+def test_another_stream_gets_rows_of_its_own(model, monkeypatch):
+    """It has no edge to what this one wrote."""
+    loss = loss_of(model, inputs())
+    node = next(node for node in _nodes(loss) if node.name() == "GeluBackward0")
+    mover = session_of(model)._mover
+    first = node._saved_self
+    assert node._saved_self.data_ptr() == first.data_ptr()
+    monkeypatch.setattr(mover.backend, "current_stream", lambda: 1, raising=False)
+    second = node._saved_self
+    assert second.data_ptr() != first.data_ptr() and torch.equal(first, second)
+
+
 def test_a_part_of_the_graph(model, plain):
     def scenario(one):
         x = inputs().requires_grad_()
@@ -117,20 +129,25 @@ def test_a_forward_without_backward_frees_all_without_the_collector(model):
         gc.enable()
 
 
-def _segments(loss) -> set[Segment]:
-    """The segments that the handles of a graph hold."""
-    found, seen, waiting = set(), set(), [loss.grad_fn]
+def _nodes(loss) -> list:
+    seen, waiting = {}, [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+        if node is not None and node not in seen:
+            seen[node] = True
+            waiting.extend(following for following, _ in node.next_functions)
+    return list(seen)
+
+
+def _segments(loss) -> set[Segment]:
+    """The segments that the handles of a graph hold."""
+    found = set()
+    for node in _nodes(loss):
         for name in dir(node):
             data = getattr(getattr(node, name, None), "data", None) if name.startswith("_raw_saved_") else None
             rows = getattr(getattr(data, "span", None), "rows", None)
             if rows is not None:
                 found.add(rows.segment)
-        waiting.extend(following for following, _ in node.next_functions)
     return found
 
 

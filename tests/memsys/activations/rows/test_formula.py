@@ -122,3 +122,18 @@ def test_attention_and_what_follows_the_last_saved_tensor_are_not_computed_again
     tokens, width = 2 * ROWS_COUNT, x.shape[-1]
     needed = 2 * tokens * (3 * width * width + width * width + 4 * width * width)  # qkv, out, up; not down
     assert again == 2 * needed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_single_row_is_made_among_others(name, tmp_path):
+    """A run on one row may be another run; what it swaps and makes stays what the formula says."""
+    plain = made(MODELS[name])
+    x = inputs(2, 10)
+    wanted = step(plain, x)
+    model, policy = divided(plain, tmp_path, 0.9)
+    step(model, x)
+    policy.asked.clear()
+    before = memsys.stats(model).out_bytes
+    assert largest_error(step(model, x), wanted) < 1e-11
+    assert memsys.stats(model).out_bytes - before == policy.swapped_bytes(10)
+    assert policy.divided

@@ -99,7 +99,7 @@ class RowBook:
         found = self.current()
         if found is not None and found.profile is not None:
             return False  # part of a call that is a segment itself
-        return torch.is_grad_enabled() and not _tensor.in_backward() and not _tensor.in_functorch()
+        return torch.is_grad_enabled()
 
     def _call(self, block: torch.nn.Module, args: tuple, kwargs: dict, is_last: bool) -> RowCall:
         facts = CallFacts(len(self.facts), type(block).__name__, 0, None, None, [])

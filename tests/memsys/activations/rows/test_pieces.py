@@ -76,6 +76,29 @@ def test_pieces_are_read_into_their_places_and_small_ones_are_gathered(plain, se
     assert_idle(model)
 
 
+def test_no_row_is_handed_out_before_its_piece_has_landed(plain, tmp_path, monkeypatch):
+    started, landed = [], []
+    start, land, take = prefix._start_into, Mover.land, RowPrefix._take
+
+    def watch_take(self, span, landing):
+        assert all(one.arrival in landed for one in started if one.target is landing.target)
+        return take(self, span, landing)
+
+    def watch_start(*args):
+        started.append(start(*args))
+        return started[-1]
+
+    monkeypatch.setattr(prefix, "_start_into", watch_start)
+    monkeypatch.setattr(Mover, "land", lambda self, *args: landed.append(args[0]) or land(self, *args))
+    monkeypatch.setattr(RowPrefix, "_take", watch_take)
+    model, _ = divided(plain, tmp_path, 0.4)
+    for _ in range(2):
+        loss = model(long_input(1)).square().sum()
+        session_of(model).drain()
+        loss.backward()
+    assert len(started) > 20
+
+
 def test_many_pieces_are_gathered(plain, sent, tmp_path, monkeypatch):
     monkeypatch.setattr(prefix, "_MOST_PIECES", 2)
     monkeypatch.setattr(prefix, "_LEAST_PIECE_BYTES", 1)

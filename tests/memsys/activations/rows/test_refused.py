@@ -284,7 +284,7 @@ def test_the_batch_is_never_the_sequence():
 def test_the_batch_is_not_taken_for_a_sequence_that_is_too_short():
     encoder = made(lambda: Encoder(batch_first=False)).encoder.layers[0]
     verdict = profile(encoder, (inputs(5, 3).transpose(0, 1).contiguous(),), {})
-    assert isinstance(verdict, Declined) and "dimension" in verdict.reason
+    assert isinstance(verdict, Declined) and "attention does not run along" in verdict.reason
 
 
 def test_verdicts_are_shared_by_layers_and_lengths_and_by_nothing_else(monkeypatch):

@@ -69,11 +69,6 @@ def agree(full: Trial, part: Trial, inputs: list[torch.UntypedStorage], begin: i
     [0, end). Raises RefusedError where they are not."""
     if len(full.saved) != len(part.saved) or len(full.attention) != len(part.attention):
         raise RefusedError(f"on a part of the rows it saves {len(part.saved)} tensors instead of {len(full.saved)}")
-    for one, other in zip(full.attention, part.attention, strict=True):
-        wanted = list(one.query_shape)
-        rows, wanted[ROW_DIM] = wanted[ROW_DIM], end - begin
-        if one.operation is not other.operation or rows != end or wanted != list(other.query_shape):
-            raise RefusedError("its attention does not run along the dimension that was taken for the sequence")
     attended = [_tensor.storage_of(value) for call in full.attention for value in call.results
                 if isinstance(value, torch.Tensor)]  # fmt: skip
     entries = []
@@ -150,9 +145,13 @@ def _never(_: object) -> torch.Tensor:
 def answer_from(full: Trial, begin: int, end: int) -> Answer:
     """Attention on rows [begin, end), from the run on all."""
 
-    def answer(number: int, _: dict[str, object]) -> tuple[object, ...]:
+    def answer(number: int, named: dict[str, object]) -> tuple[object, ...]:
         if number >= len(full.attention):
             raise RefusedError("on a part of the rows it attends more often")
+        wanted = list(full.attention[number].query_shape)
+        rows, wanted[ROW_DIM] = wanted[ROW_DIM], end - begin
+        if rows != end or wanted != list(named["query"].shape):
+            raise RefusedError("its attention does not run along the dimension that was taken for the sequence")
         return rows_of(full.attention[number].results, begin, end)
 
     return answer

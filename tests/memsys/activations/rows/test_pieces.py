@@ -82,6 +82,7 @@ def test_no_row_is_handed_out_before_its_piece_has_landed(plain, tmp_path, monke
 
     def watch_take(self, span, landing):
         assert all(one.arrival in landed for one in started if one.target is landing.target)
+        assert (_tensor.address_of(landing.target) - self._phase) % 4096 == 0  # as a direct read wants it
         return take(self, span, landing)
 
     def watch_start(*args):

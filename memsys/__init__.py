@@ -1,12 +1,11 @@
 """memsys trains models that do not fit in memory: one hierarchy, one engine, results equal to the last bit."""
 
-from memsys.activations.allocations import AllocationRecord, record_allocations
 from memsys.activations.checkpoint import checkpoint
 from memsys.activations.decision import FILE, HOST, KEEP, RECOMPUTE, ROWS, Decision, SavedTensor
 from memsys.activations.offload import offload, stats
 from memsys.activations.plan import plan
-from memsys.activations.planned_memory import PlannedMemory, allocator_stats, install_allocator
-from memsys.activations.recording import record_timeline
+from memsys.activations.planned_memory import allocator_stats, install_allocator
+from memsys.activations.record_timeline import record_timeline
 from memsys.activations.rows.mark import token_local
 from memsys.activations.scope import offload_activations
 from memsys.activations.selective import checkpoint_contexts
@@ -29,8 +28,6 @@ from memsys.features.gradient import gather
 from memsys.features.optimizers import RowAdagrad, RowAdam, RowSGD
 from memsys.features.table import HostTable
 from memsys.features.work import GatherWork, prefetch
-from memsys.planning.addresses import AddressPlan, plan_addresses
-from memsys.planning.plan import Plan
 from memsys.planning.simulate import simulate
 from memsys.undo import restore
 from memsys.weights.coverage import CoverageReport, coverage
@@ -48,8 +45,6 @@ __all__ = [
     "KEEP",
     "RECOMPUTE",
     "ROWS",
-    "AddressPlan",
-    "AllocationRecord",
     "BudgetError",
     "CorruptionError",
     "CoverageReport",
@@ -64,8 +59,6 @@ __all__ = [
     "MemsysError",
     "OffloadStats",
     "OrderError",
-    "Plan",
-    "PlannedMemory",
     "RangeError",
     "RowAdagrad",
     "RowAdam",
@@ -88,9 +81,7 @@ __all__ = [
     "offload_activations",
     "pack_weights",
     "plan",
-    "plan_addresses",
     "prefetch",
-    "record_allocations",
     "record_timeline",
     "restore",
     "simulate",

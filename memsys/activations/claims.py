@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,11 +17,13 @@ from memsys.activations.order import ForwardRecord
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.policy import Policy, checked, make_policy
 from memsys.activations.recipes import Recipe, RecipeBook
-from memsys.activations.rows.book import RowBook
-from memsys.activations.rows.call import RowCall
-from memsys.activations.rows.prefix import RowPrefix
 from memsys.activations.span import MovedHandle, PassedHandle, SavedSpan, WrapperHandle
 from memsys.activations.stats import OffloadStats
+
+if TYPE_CHECKING:
+    from memsys.activations.rows.book import RowBook
+    from memsys.activations.rows.call import RowCall
+    from memsys.activations.rows.prefix import RowPrefix
 
 _CHAINS = {
     Place.HOST: (_C.Tier.pageable, _C.Tier.file),

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -23,11 +23,13 @@ from memsys.activations.landing import Landing
 from memsys.activations.parking import ParkingLot
 from memsys.activations.reaper import Reaper
 from memsys.activations.recipes import Recipe
-from memsys.activations.recording import Recording
-from memsys.activations.rows.prefix import RowLanding
 from memsys.activations.span import SavedSpan
 from memsys.activations.stats import OffloadStats
 from memsys.errors import BudgetError, MemsysError, SpillError
+
+if TYPE_CHECKING:
+    from memsys.activations.recording import Recording
+    from memsys.activations.rows.prefix import RowLanding
 
 logger = logging.getLogger("memsys")
 

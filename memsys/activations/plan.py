@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +14,9 @@ from memsys.activations.offload import function_of, offload, restore
 from memsys.activations.session import OffloadOptions, Session
 from memsys.activations.trial import TrialStep
 from memsys.errors import InputError
-from memsys.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from memsys.planning.plan import Plan
 
 # A step that takes longer is not run a second time, only to be recorded with warm memory.
 _LONGEST_FIRST_S = 10.0

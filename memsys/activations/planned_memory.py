@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from memsys import _C, _tensor
 from memsys.errors import InputError, UnsupportedError
-from memsys.planning.addresses import AddressPlan
-from memsys.planning.slab_replay import slab_arguments
 from memsys.runtimes import runtime_for
+
+if TYPE_CHECKING:
+    from memsys.planning.addresses import AddressPlan
 
 # What torch calls its callbacks, and what of ours it gets. It has no setter of one kind before some version, and then
 # the feature behind it stays refused by torch itself.
@@ -75,6 +77,9 @@ def install_allocator(plan: AddressPlan, device: torch.device | str | int | None
         UnsupportedError: without CUDA, or in a process that has used the GPU or installed an allocator already.
         InputError: for what is no plan, or one of another alignment; BudgetError if the GPU has no room for the slab.
     """
+    from memsys.planning.addresses import AddressPlan
+    from memsys.planning.slab_replay import slab_arguments
+
     if not isinstance(plan, AddressPlan):
         raise InputError(f"install_allocator: wanted a plan that plan_addresses made, found {type(plan).__name__}")
     if plan.alignment % 512:

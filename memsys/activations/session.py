@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,17 +28,19 @@ from memsys.activations.mover import Mover
 from memsys.activations.order import ForwardRecord, OrderBook
 from memsys.activations.parameters import ParameterFilter
 from memsys.activations.parking import ParkingLot
-from memsys.activations.planned import given_plan
-from memsys.activations.planner import Books, Planner, PlanOptions
 from memsys.activations.policy import KeepLimit, Measured, Policy, make_policy
 from memsys.activations.recipes import RecipeBook
-from memsys.activations.recording import Recording
-from memsys.activations.rows.book import RowBook
 from memsys.activations.stats import OffloadStats
 from memsys.errors import InputError, UnsupportedError
-from memsys.planning.swap_plan import Budgets, Choice, Hardware
-from memsys.report.timeline import Timeline
 from memsys.runtimes import runtime_for
+
+if TYPE_CHECKING:
+    from memsys.activations.planner import Planner
+    from memsys.activations.recording import Recording
+    from memsys.activations.rows.book import RowBook
+    from memsys.planning.plan import Plan
+    from memsys.planning.swap_plan import Hardware
+    from memsys.report.timeline import Timeline
 
 logger = logging.getLogger("memsys")
 
@@ -96,8 +99,8 @@ class Session:
             if self._may_plan()
             else LayerMarks(model if options.policy == "inputs" or callable(options.policy) else None)
         )
-        self._may_divide = may_divide or (self._plan is not None and Choice.ROWS in self._plan.swap.choices)
-        self.rows = RowBook(model) if callable(options.policy) or self._may_divide else None
+        self._may_divide = may_divide or (self._plan is not None and self._plan.has_rows)
+        self.rows = self._make_rows(model) if callable(options.policy) or self._may_divide else None
         if options.policy == "inputs" and model is not None and self._marks.layer_count == 0:
             warnings.warn("policy='inputs' found no list of layers in the model: only attention outputs will move; "
                           "use policy='auto'", stacklevel=4)  # fmt: skip
@@ -106,7 +109,7 @@ class Session:
 
     def _check_options(self) -> None:
         options = self.options
-        self._plan = given_plan(options.plan, options.policy)
+        self._plan = self._given_plan()
         if options.min_bytes is not None and (not isinstance(options.min_bytes, int) or options.min_bytes < 0):
             raise InputError(f"min_bytes: wanted a count of bytes, found {options.min_bytes!r}; for instance 262144")
         make_policy(options.policy, "cpu")
@@ -189,6 +192,20 @@ class Session:
         windows = 3 if budget is None else 2
         return KeepLimit(budget, share, windows * mover.window_bytes, lambda: self._counts.kept_bytes)
 
+    # What plans is imported where it is used: most who import memsys don't plan.
+
+    def _given_plan(self) -> Plan | None:
+        if self.options.plan is None:
+            return None
+        from memsys.activations.planned import given_plan
+
+        return given_plan(self.options.plan, self.options.policy)
+
+    def _make_rows(self, model: torch.nn.Module | None) -> RowBook:
+        from memsys.activations.rows.book import RowBook
+
+        return RowBook(model)
+
     def _may_plan(self) -> bool:
         return self.options.policy == "auto" and (self._plan is not None or self.options.device_budget is not None)
 
@@ -198,6 +215,9 @@ class Session:
         is_simulated = device.type == "cpu" and not mover.is_direct
         if not self._may_plan() or is_simulated:
             return None
+        from memsys.activations.planner import Books, Planner, PlanOptions
+        from memsys.planning.swap_plan import Budgets
+
         budgets = Budgets(
             None if limit < 0 else limit, self._store.host_budget.limit_bytes, self._store.disk_budget.limit_bytes
         )

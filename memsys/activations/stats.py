@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from memsys.errors import InputError
-from memsys.planning.swap_plan import Prediction
 
 if TYPE_CHECKING:
+    from memsys.planning.swap_plan import Prediction
     from memsys.report.timeline import Timeline
 
 

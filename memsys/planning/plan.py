@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from memsys.budget import format_bytes
 from memsys.errors import InputError
-from memsys.planning.swap_plan import Budgets, Choice, Hardware, Link, Prediction, SwapPlan
+from memsys.planning.swap_plan import Budgets, Choice, Hardware, Prediction, SwapPlan
 from memsys.planning.trace import StepTrace
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ class Plan:
     hardware: Hardware
     min_bytes: int
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether some tensors are divided by rows."""
+        return Choice.ROWS in self.swap.choices
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
-        swap = asdict(self.swap) | {
-            "choices": [choice.value for choice in self.swap.choices],
-            "alphas": {str(segment): alpha for segment, alpha in self.swap.alphas.items()},
-            "row_tier": self.swap.row_tier.value,
-        }
-        found = {"format": FORMAT, "trace": self.trace.as_dict(), "swap": swap, "budgets": asdict(self.budgets),
-                 "hardware": asdict(self.hardware), "min_bytes": self.min_bytes}  # fmt: skip
+        found = {"format": FORMAT, "trace": self.trace.as_dict(), "swap": self.swap.as_dict(),
+                 "budgets": asdict(self.budgets), "hardware": asdict(self.hardware), "min_bytes": self.min_bytes}  # fmt: skip
         with open(path, "w", encoding="utf-8") as file:
             json.dump(found, file)
 
@@ -51,7 +51,7 @@ class Plan:
         try:
             with open(path, encoding="utf-8") as file:
                 return cls._from_dict(json.load(file))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{os.fspath(path)!r}: wanted a plan that memsys saved, found something else ({error}); "
                              "make it again by memsys.plan") from None  # fmt: skip
 
@@ -59,19 +59,12 @@ class Plan:
     def _from_dict(cls, found: Mapping[str, object]) -> Plan:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
-        swap = dict(found["swap"])
-        swap["choices"] = tuple(Choice(choice) for choice in swap["choices"])
-        swap["alphas"] = {int(segment): alpha for segment, alpha in swap["alphas"].items()}
-        swap["reruns"] = tuple(swap["reruns"])
-        swap["row_tier"] = Choice(swap["row_tier"])
-        swap["predicted"] = None if swap["predicted"] is None else Prediction(**swap["predicted"])
-        hardware = dict(found["hardware"])
-        for tier in ("file", "host"):
-            hardware[tier] = None if hardware[tier] is None else Link(**hardware[tier])
+        swap = SwapPlan.from_dict(found["swap"])
         trace = StepTrace.from_dict(found["trace"])
-        if len(swap["choices"]) != len(trace.spans):
-            raise ValueError(f"{len(swap['choices'])} choices for {len(trace.spans)} spans")
-        return cls(trace, SwapPlan(**swap), Budgets(**found["budgets"]), Hardware(**hardware), found["min_bytes"])
+        if len(swap.choices) != len(trace.spans):
+            raise ValueError(f"{len(swap.choices)} choices for {len(trace.spans)} spans")
+        hardware = Hardware.from_dict(found["hardware"])
+        return cls(trace, swap, Budgets(**found["budgets"]), hardware, found["min_bytes"])
 
     def schedule(self) -> Schedule:
         """The step under the plan: what each lane does when, and how full each tier is."""

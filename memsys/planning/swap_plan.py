@@ -57,6 +57,11 @@ class Hardware:
     host: Link | None = None
     window_bytes: int = 24 << 20  # at most so many bytes leave, and as many are prefetched, at once
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, object]) -> Hardware:
+        links = {name: None if found[name] is None else Link(**found[name]) for name in ("file", "host")}
+        return cls(**{**found, **links})
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -111,9 +116,13 @@ class SwapPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
-        values = {**asdict(self), "choices": [choice.value for choice in self.choices], "row_tier": self.row_tier.value}
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **values}, file)
+            json.dump(self.as_dict(), file)
+
+    def as_dict(self) -> dict[str, object]:
+        """What `from_dict` takes: numbers, words, lists and dictionaries."""
+        values = {**asdict(self), "choices": [choice.value for choice in self.choices], "row_tier": self.row_tier.value}
+        return {"format": FORMAT, **values}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SwapPlan:
@@ -136,13 +145,8 @@ class SwapPlan:
         values["reruns"] = tuple(found["reruns"])
         values["signature"] = tuple(found["signature"])
         values["budgets"] = Budgets(**found["budgets"])
-        values["hardware"] = None if found["hardware"] is None else _hardware(found["hardware"])
+        values["hardware"] = None if found["hardware"] is None else Hardware.from_dict(found["hardware"])
         values["predicted"] = None if found["predicted"] is None else Prediction(**found["predicted"])
         if values["signature"] and len(values["signature"]) != len(values["choices"]):
             raise ValueError(f"{len(values['choices'])} choices for {len(values['signature'])} spans")
         return cls(**values)
-
-
-def _hardware(found: Mapping[str, object]) -> Hardware:
-    links = {name: None if found[name] is None else Link(**found[name]) for name in ("file", "host")}
-    return Hardware(**{**found, **links})

@@ -13,9 +13,10 @@ from fresh_process import output_of
 
 import memsys
 from memsys.errors import InputError, UnsupportedError
+from memsys.planning.addresses import plan_addresses
 from memsys.planning.trace import Request
 
-PLAN = memsys.plan_addresses([Request(1024, 0, 2), Request(512, 1, 3), Request(1024, 4, 5)])
+PLAN = plan_addresses([Request(1024, 0, 2), Request(512, 1, 3), Request(1024, 4, 5)])
 
 THROUGH_C = """
 import ctypes, json
@@ -71,6 +72,8 @@ print(json.dumps(sorted(line.split()[2] for line in lines if line.split()[1] == 
 ON_GPU = """
 import json, sys, torch, memsys
 from torch import nn
+from memsys.activations.allocations import record_allocations
+from memsys.planning.addresses import AddressPlan, plan_addresses
 
 def step(model, x):
     model(x).square().sum().backward()
@@ -84,12 +87,12 @@ if sys.argv[1] == "record":
     model, x = build()
     step(model, x)
     model.zero_grad(set_to_none=True)
-    with memsys.record_allocations(model) as record:
+    with record_allocations(model) as record:
         step(model, x)
-    memsys.plan_addresses(record.requests).save(sys.argv[2])
+    plan_addresses(record.requests).save(sys.argv[2])
     print(json.dumps([p.grad.double().sum().item() for p in model.parameters()]))
 else:
-    memory = memsys.install_allocator(memsys.AddressPlan.load(sys.argv[2]))
+    memory = memsys.install_allocator(AddressPlan.load(sys.argv[2]))
     model, x = build()
     step(model, x)
     for _ in range(3):
@@ -123,7 +126,7 @@ def test_what_is_no_plan_is_refused() -> None:
     with pytest.raises(InputError, match="found dict"):
         memsys.install_allocator({})
     with pytest.raises(InputError, match="alignment=512"):
-        memsys.install_allocator(memsys.plan_addresses(PLAN.requests, alignment=64))
+        memsys.install_allocator(plan_addresses(PLAN.requests, alignment=64))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

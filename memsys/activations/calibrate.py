@@ -7,7 +7,6 @@ touches fresh pages. So a small step is run both ways, kept and moved, and compu
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from dataclasses import replace
 
@@ -75,14 +74,17 @@ def _measure_file(spill_dir: str) -> Link:
         rates = [_rates(moving) for _ in range(_ROUNDS)]
         link = Link(max(rate for rate, _ in rates), max(rate for _, rate in rates))
         moved_us = _MOVED_BYTES * (1 / link.out_rate + 1 / link.in_rate) * 1e6
-        held = []
+        kept_us, all_us = [], []
         for turn in range(_ROUNDS + 1):
-            held_us = _compute_us(moving) - _compute_us(keeping)
-            if turn > 0:  # the first touches memory that the others find
-                held.append(held_us / moved_us)
-            if held and time.perf_counter() - started > _LONGEST_S:
+            if turn == 1:  # the first touches memory that the others find
+                kept_us.clear()
+                all_us.clear()
+            kept_us.append(_compute_us(keeping))
+            all_us.append(_compute_us(moving))
+            if turn > 0 and time.perf_counter() - started > _LONGEST_S:
                 break
-        return replace(link, slowdown=min(_MOST_SLOWDOWN, max(0.0, statistics.median(held))))
+        # The least of each: what else disturbs the machine only adds.
+        return replace(link, slowdown=min(_MOST_SLOWDOWN, max(0.0, (min(all_us) - min(kept_us)) / moved_us)))
     finally:
         moving.close()
         keeping.close()

@@ -41,7 +41,8 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
         found = {"format": FORMAT, "trace": self.trace.as_dict(), "swap": self.swap.as_dict(),
-                 "budgets": asdict(self.budgets), "hardware": asdict(self.hardware), "min_bytes": self.min_bytes}  # fmt: skip
+                 "budgets": asdict(self.budgets), "hardware": asdict(self.hardware),
+                 "min_bytes": self.min_bytes}  # fmt: skip
         with open(path, "w", encoding="utf-8") as file:
             json.dump(found, file)
 

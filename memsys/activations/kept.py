@@ -42,11 +42,10 @@ class KeptSpans:
         span = self._take() if mover.away is not None else None
         if span is None:
             return False
-        mover.forget(span)
-        span.is_kept = False
+        mover.end_keep(span)
         address = _tensor.address_of(span.source) + span.begin_bytes
         try:
-            span.block = mover.store.swap_out(address, span.bytes, mover.backend.current_stream(), mover.away)
+            span.block = mover.store.swap_out(address, span.bytes, span.stream, mover.away)
         except (BudgetError, SpillError):
             mover.keep(span)
             return False

@@ -86,6 +86,13 @@ class Mover:
         self.kept.add(span)
         return True
 
+    def end_keep(self, span: SavedSpan) -> None:
+        """The span is not counted as kept any more; does nothing if it was not."""
+        if span.is_kept:
+            span.is_kept = False
+            self.store.device_budget.release(span.bytes)
+            self.stats.kept_bytes -= span.bytes
+
     def send(self, span: SavedSpan, tiers: tuple[object, ...]) -> None:
         """Starts to move the span to the first tier that takes it; else keeps it; else raises the first refusal."""
         if self._trimmer is not None:
@@ -355,9 +362,7 @@ class Mover:
 
     def forget(self, span: SavedSpan) -> None:
         """A span died: gives back what was counted for it."""
-        if span.is_kept:
-            self.store.device_budget.release(span.bytes)
-            self.stats.kept_bytes -= span.bytes
+        self.end_keep(span)
         self.ahead.end(span)
         self._release_held(span)
 

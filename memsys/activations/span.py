@@ -40,7 +40,7 @@ class SavedSpan:
         self.landing: Landing | RowLanding | None = None  # a swap-in under way, or done and not yet taken
         self.is_prefetched = False
         self.restored: weakref.ref | None = None
-        self.stream = 0  # on which a dropped span's bytes were last made again
+        self.stream = mover.backend.current_stream()  # on which the bytes were made, or last made again
         self.loaded: torch.UntypedStorage | None = None  # held while other handles still want it
         self.unread_count = 0
         self.index = -1

@@ -14,6 +14,7 @@ needs_memsys()
 import memsys  # noqa: E402
 from memsys import _C, _tensor  # noqa: E402
 from memsys.activations.mover import Mover  # noqa: E402
+from memsys.activations.offload import session_of  # noqa: E402
 from memsys.runtimes import override_runtime  # noqa: E402
 
 SEEDS = range(40)
@@ -102,3 +103,46 @@ def test_a_source_dropped_without_its_edge_is_told(simulate, monkeypatch: pytest
         told += 1
         memsys.restore(model)
     assert told == 5
+
+
+class Streams:
+    """A simulation of two streams, of which the test chooses the current one."""
+
+    def __init__(self, seed: int) -> None:
+        self.runtime = _C.Runtime(_C.DeviceKind.simulated, seed=seed, io=_C.IoEngineChoice.threads)
+        self.backend = _tensor.SimulatedBackend(self.runtime, (_C.Use.read, _C.Use.write))
+        override_runtime(self.runtime, self.backend)
+        self.producer, self.other = self.runtime.create_stream("producer"), self.runtime.create_stream("other")
+        self.backend.stream = self.producer
+
+
+@pytest.fixture
+def streams():
+    yield Streams
+    override_runtime(None)
+
+
+def test_what_was_kept_leaves_after_the_stream_that_made_it(streams) -> None:
+    """Kept by one stream, sent away for want of room from another: the copy waits for the first."""
+    model, data = build()
+    wanted = gradients(model, data)
+    for seed in SEEDS:
+        run = streams(seed)
+        memsys.offload(model, policy=lambda saved: memsys.KEEP if saved.index else memsys.HOST, min_bytes=1)
+        model.zero_grad()
+        loss = model(data).square().mean()
+        mover = session_of(model)._mover
+        kept = [span for ref in mover.kept._spans if (span := ref()) is not None]
+        for span in kept:  # what the operation did that made it
+            run.backend.note_use(_tensor.address_of(span.source) + span.begin_bytes, span.bytes, True)
+        run.backend.stream = run.other
+        sent = 0
+        while mover.kept.send_first(mover):
+            sent += 1
+        run.runtime.drain()
+        run.backend.stream = run.producer
+        loss.backward()
+        assert sent == len(kept) > LAYERS, f"seed {seed}"
+        assert all(map(torch.equal, (parameter.grad for parameter in model.parameters()), wanted)), f"seed {seed}"
+        memsys.restore(model)
+        run.runtime.drain()

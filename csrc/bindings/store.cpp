@@ -152,6 +152,7 @@ void bind_store(py::module_& module) {
              self.host_arena().check_invariants();
            })
       .def_property_readonly("ended_count", &TensorStore::ended_count)
+      .def_property_readonly("arriving_count", &TensorStore::arriving_count)
       .def_property_readonly("in_flight_bytes", [](const TensorStore& self) { return self.stats().in_flight_bytes; })
       .def_property_readonly("device_budget", &TensorStore::device_budget, py::return_value_policy::reference_internal)
       .def_property_readonly("host_budget", &TensorStore::host_budget, py::return_value_policy::reference_internal)

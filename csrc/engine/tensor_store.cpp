@@ -1,6 +1,8 @@
 // See tensor_store.h. The two roads are in store_direct.cpp and store_staged.cpp.
 #include "engine/tensor_store.h"
 
+#include <utility>
+
 #include "base/bytes.h"
 #include "base/small_memory.h"
 #include "memory/limited_resource.h"
@@ -13,6 +15,27 @@ namespace {
 constexpr int64_t kTargetSlabBytes = int64_t{16} << 20;
 
 }  // namespace
+
+// What the tasks of a swap-in hold. The last of them goes a moment after the tickets have ended, and memory that nobody
+// else wants goes with it: whoever found no room until then is told. May outlive the store.
+struct TensorStore::HeldArrival {
+  ArrivalRef arrival;
+  const std::shared_ptr<Counts> counts;
+  const std::shared_ptr<Executor> executor;
+
+  HeldArrival(ArrivalRef held, std::shared_ptr<Counts> shared_counts, std::shared_ptr<Executor> shared_executor)
+      : arrival(std::move(held)), counts(std::move(shared_counts)), executor(std::move(shared_executor)) {
+    ++counts->arriving;
+  }
+  HeldArrival(const HeldArrival&) = delete;
+  HeldArrival& operator=(const HeldArrival&) = delete;
+  ~HeldArrival() {
+    arrival.reset();
+    --counts->arriving;
+    ++counts->ended;
+    executor->notify();
+  }
+};
 
 std::shared_ptr<TensorStore> TensorStore::make(const StoreOptions& options) {
   return std::shared_ptr<TensorStore>(new TensorStore(options));
@@ -89,7 +112,7 @@ void TensorStore::source_left(const BlockRef& block, std::exception_ptr error) {
 
 void TensorStore::end(Ticket& ticket, std::exception_ptr error) {
   ticket.finish(std::move(error));
-  ++ended_count_;
+  ++counts_->ended;
   engine_->executor().notify();
 }
 
@@ -98,9 +121,10 @@ ArrivalRef TensorStore::swap_in(const BlockRef& block, void* target, StreamView 
   arrival->block = block;
   arrival->target = target;
   if (target == nullptr) place_in_store(*arrival);
-  is_direct(*block) ? start_direct_in(arrival) : [&] {
+  const ArrivalRef held(make_small<HeldArrival>(arrival, counts_, engine_->file_lane().executor), arrival.get());
+  is_direct(*block) ? start_direct_in(held) : [&] {
     arrival->allocated = engine_->mark(consumer);
-    start_staged_in(arrival);
+    start_staged_in(held);
   }();
   in_bytes_ += block->bytes;
   ++in_count_;
@@ -163,8 +187,8 @@ std::shared_ptr<TransferEntry> TensorStore::begin_entry_after(const EventRef& re
 }
 
 int64_t TensorStore::wait_ended(int64_t seen_count, int64_t timeout_us) {
-  engine_->executor().wait_for([&] { return ended_count_ > seen_count; }, timeout_us);
-  return ended_count_;
+  engine_->executor().wait_for([&] { return counts_->ended > seen_count; }, timeout_us);
+  return counts_->ended;
 }
 
 StoreStats TensorStore::stats() const {

@@ -57,9 +57,12 @@ class TensorStore {
   // Room in the store's memory for restored tensors, counted in the device budget while it lives. Throws BudgetError.
   std::shared_ptr<Buffer> allocate_target(int64_t bytes);
 
-  // Sleeps until more than `seen_count` transfers have ended, or the time is up; returns the count.
+  // Sleeps until more than `seen_count` transfers have ended, or have let go of their memory, or the time is up;
+  // returns the count.
   int64_t wait_ended(int64_t seen_count, int64_t timeout_us);
-  int64_t ended_count() const { return ended_count_; }
+  int64_t ended_count() const { return counts_->ended; }
+  // Swap-ins that run, or whose tasks have yet to let go of their memory: the last does so just after `done`.
+  int64_t arriving_count() const { return counts_->arriving; }
   void drain();
 
   ByteBudget& device_budget() { return *device_budget_; }
@@ -76,6 +79,11 @@ class TensorStore {
   StoreStats stats() const;
 
  private:
+  struct Counts {
+    std::atomic<int64_t> ended{0}, arriving{0};
+  };
+  struct HeldArrival;
+
   explicit TensorStore(const StoreOptions& options);
   bool is_direct(const SavedBlock& block) const;
   void start_direct_out(const BlockRef& block, const void* source, StreamView producer);
@@ -105,7 +113,8 @@ class TensorStore {
   std::shared_ptr<Arena> host_arena_, target_arena_;
   const HostCheck host_check_;
   Tier host_tier_ = Tier::pageable;
-  std::atomic<int64_t> ended_count_{0}, in_flight_bytes_{0}, next_block_id_{0};
+  const std::shared_ptr<Counts> counts_ = std::make_shared<Counts>();
+  std::atomic<int64_t> in_flight_bytes_{0}, next_block_id_{0};
   std::atomic<int64_t> out_bytes_{0}, in_bytes_{0}, out_count_{0}, in_count_{0}, file_out_bytes_{0}, file_in_bytes_{0};
 };
 

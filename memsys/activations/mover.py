@@ -76,11 +76,15 @@ class Mover:
 
     def keep(self, span: SavedSpan) -> bool:
         """Leaves the span on the device, if the device budget has room, be it when what is leaving has left."""
-        self._trim_for(span.bytes)  # the room of restored tensors that are gone
-        while not self.store.device_budget.try_reserve(span.bytes):
-            if self.store.device_budget.left_bytes + self._held_bytes < span.bytes:
+        while True:
+            seen = self.store.ended_count
+            self._trim_for(span.bytes)  # the room of restored tensors that are gone
+            if self.store.device_budget.try_reserve(span.bytes):
+                break
+            if self._is_room_coming(span.bytes):
+                self.wait_for_transfer(seen)
+            elif self.store.ended_count == seen:
                 return False
-            self.wait_for_transfer()
         span.is_kept = True
         self.stats.kept_bytes += span.bytes
         self.kept.add(span)
@@ -167,6 +171,11 @@ class Mover:
         within = self._held_bytes == 0 or self._held_bytes + bytes_ <= self.window_bytes
         return within and self.store.device_budget.left_bytes >= bytes_
 
+    def _is_room_coming(self, bytes_: int) -> bool:
+        # A swap-in that has just ended gives its memory back a moment later.
+        left_bytes = self.store.device_budget.left_bytes
+        return left_bytes + self._held_bytes >= bytes_ or self.store.arriving_count > 0
+
     def _trim_for(self, bytes_: int) -> None:
         if self.store.device_budget.left_bytes < bytes_:
             self.store.trim()
@@ -182,8 +191,9 @@ class Mover:
         self._drop_source(span)
         return True
 
-    def wait_for_transfer(self) -> None:
-        seen = self.store.ended_count
+    def wait_for_transfer(self, seen: int | None = None) -> None:
+        """Until a transfer has ended since `seen`, or since now."""
+        seen = self.store.ended_count if seen is None else seen
         if not self.release_sources():
             self.store.wait_ended(seen, _WAIT_US)
             self.release_sources()
@@ -346,12 +356,15 @@ class Mover:
         """Waits for room where prefetching would have given up."""
         patience = _PATIENCE
         while True:
+            seen = self.store.ended_count
             try:
                 return start()
             except BudgetError:
                 self.store.trim()
-                if self.store.in_flight_bytes > 0:
-                    self.wait_for_transfer()
+                if self.store.in_flight_bytes > 0 or self.store.arriving_count > 0:
+                    self.wait_for_transfer(seen)
+                elif self.store.ended_count > seen:
+                    continue  # memory came back meanwhile
                 elif not self.ahead.give_up() and not self.kept.send_first(self):
                     if patience == 0:
                         raise

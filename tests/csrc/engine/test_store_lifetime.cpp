@@ -117,6 +117,26 @@ TEST(the_main_thread_waits_in_here_while_1000_sources_leave) {
   CHECK_EQUAL(rig.store->device_budget().used_bytes(), 0);
 }
 
+TEST(whoever_waits_for_the_memory_of_a_dropped_arrival_is_told) {
+  for (const Tier tier : {Tier::file, Tier::pageable}) {
+    Rig rig;
+    const Block source = pattern(kBytes, 6, 64);
+    const BlockRef block = rig.store->swap_out(source.data(), kBytes, {}, tier);
+    rig.wait(block->stored);
+    for (int count = 0; count < 200; ++count) {
+      int64_t seen = rig.store->ended_count();
+      rig.wait(rig.store->swap_in(block, nullptr, {})->done);
+      // Its tickets have ended; its memory may be on its way back still. Nobody else will wake this wait.
+      while (rig.store->arriving_count() > 0) {
+        const int64_t told = rig.store->wait_ended(seen, 20'000'000);
+        CHECK(told > seen);
+        seen = told;
+      }
+      CHECK_EQUAL(rig.store->target_arena().stats().used_bytes, 0);
+    }
+  }
+}
+
 TEST(several_threads_share_a_store) {
   Rig rig;
   std::vector<std::thread> threads;

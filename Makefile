@@ -1,6 +1,6 @@
 # The developer's loop, and what CI runs: each command is written here once. A virtual environment should be active.
 # It is `pytest`, not `python -m pytest`: the latter would import memsys from this folder, installed or not.
-.PHONY: install test lint format native sanitize-address sanitize-thread sanitize bench-smoke nightly
+.PHONY: install test lint format native sanitize-address sanitize-thread sanitize proof scoreboard bench-smoke nightly
 
 CPP = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 RESULTS = benchmarks/results
@@ -34,6 +34,13 @@ sanitize-address:
 
 sanitize-thread:
 	MEMSYS_SANITIZE=thread pytest --timeout 600 tests/csrc
+
+# The proof at the size of CI: mutants, faults, fuzz, crashes; `scoreboard` runs it in earnest and keeps the figures.
+proof:
+	pytest tests/proof -m "proof and not nightly"
+
+scoreboard:
+	MEMSYS_PROOF_DIR=$(RESULTS)/proof pytest tests/proof -m proof
 
 # Every benchmark once, so that none rots; the figures mean nothing.
 bench-smoke:

@@ -173,12 +173,19 @@ def trace(model: ReluGPT, text: Text, token_count: int) -> dict[str, np.ndarray]
             tokens = text.content[begin : min(begin + seq, token_count)].long()[None]
             model(tokens)
             parts.append(torch.stack([layer[0] != 0 for layer in hidden]))
-    active = torch.cat(parts, dim=1).numpy()  # (layers, tokens, neurons)
-    counts = active.sum(-1)
+    active = torch.cat(parts, dim=1)
+    ids, offsets = ragged(active)
+    return {"ids": ids, "offsets": offsets,
+            "starts": np.arange(0, token_count, seq), "neurons": np.array(active.shape[-1])}  # fmt: skip
+
+
+def ragged(active: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, offsets) of a trace, from bools (layers, tokens, neurons)."""
+    found = active.numpy()
+    counts = found.sum(-1)
     ends = counts.cumsum().reshape(counts.shape)
     offsets = np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1)
-    return {"ids": active.nonzero()[2].astype(np.uint16), "offsets": offsets.astype(np.int64),
-            "starts": np.arange(0, token_count, seq), "neurons": np.array(active.shape[-1])}  # fmt: skip
+    return found.nonzero()[2].astype(np.uint16), offsets.astype(np.int64)
 
 
 def save(model: ReluGPT, path: Path) -> None:

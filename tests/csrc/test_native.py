@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,12 +97,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("native_test", tests, ids="-".join)
 
 
-def test_native(native_test: tuple[str, str]) -> None:
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future]]:
+    """What the chosen tests are about to give, in their order, as many at once as there are processors."""
+    items = [item for item in request.session.items if item.name.startswith("test_native[")]
+    chosen = [item.callspec.params["native_test"] for item in items]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(floor, name): pool.submit(run, *runner(), str(program(floor)), name, timeout=TEST_SECONDS)
+               for floor, name in chosen if floor not in build()}  # fmt: skip
+        pool.shutdown(cancel_futures=True)
+
+
+def test_native(native_test: tuple[str, str], results: dict[tuple[str, str], Future]) -> None:
     """Runs one C++ test in a process of its own."""
     floor, name = native_test
     if floor in build():
         pytest.fail(f"the C++ tests of {floor} do not build:\n{build()[floor]}", pytrace=False)
-    result = run(*runner(), str(program(floor)), name, timeout=TEST_SECONDS)
+    result = results[floor, name].result()
     if result.returncode == SKIPPED:
         pytest.skip(result.stdout.partition(f"skip {name}: ")[2].splitlines()[0])
     if result.returncode != 0:

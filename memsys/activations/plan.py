@@ -13,13 +13,16 @@ import torch
 from memsys.activations.offload import function_of, offload, restore
 from memsys.activations.session import OffloadOptions, Session
 from memsys.activations.trial import TrialStep
-from memsys.errors import InputError
+from memsys.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
+    from memsys.activations.planner import Planner
     from memsys.planning.plan import Plan
 
-# A step that takes longer is not run a second time, only to be recorded with warm memory.
+# A step that takes longer is not run again, only to be recorded with warm memory and as it was planned.
 _LONGEST_FIRST_S = 10.0
+# Following a plan, the second step is the first whose memory is warm.
+_TRIED_STEPS = 2
 
 
 def plan(
@@ -73,13 +76,28 @@ def plan(
         begin = time.perf_counter()
         trial.run()
         step = session.planner.take_last()
-        if time.perf_counter() - begin < _LONGEST_FIRST_S:
+        is_short = time.perf_counter() - begin < _LONGEST_FIRST_S
+        if is_short:
             trial.run()
             step = session.planner.take_last()
         if step is None or not step.recorder.sizes:
             raise InputError("plan: the step saved no tensor of at least min_bytes that is not a parameter; lower "
                              "min_bytes, or do without memsys here")  # fmt: skip
-        return session.planner.plan_for(step)
+        made = session.planner.plan_for(step)
+        is_tried = is_short and made.swap.declined is None
+        return _tried(made, session.planner, trial) if is_tried else made
+
+
+def _tried(made: Plan, planner: Planner, trial: TrialStep) -> Plan:
+    """Plans again from steps that follow the plan: where all moves, compute takes longer than it will."""
+    planner.follow(made)
+    try:
+        for _ in range(_TRIED_STEPS):
+            trial.run()
+    except BudgetError:  # the step that moved everything fitted, so what was planned from it stands
+        return made
+    step = planner.take_last()
+    return made if step is None or step.policy.plan is not made else planner.plan_for(step)
 
 
 @contextmanager

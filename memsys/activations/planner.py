@@ -196,6 +196,11 @@ class Planner:
             self._pending.clear()
             return ended[-1] if ended else None
 
+    def follow(self, plan: Plan) -> None:
+        """Steps of the plan's shape follow it from now on."""
+        with self._lock:
+            self._add(_Entry(plan))
+
     def plan_for(self, step: RecordedStep) -> Plan:
         """The plan for the step that was recorded."""
         recorder, resident = step.recorder, step.resident_bytes

@@ -53,6 +53,8 @@ class Executor {
   // one record.
   virtual int64_t now_us() const = 0;
   virtual bool is_seeded() const = 0;
+  // Seeded: a number made of which queue ran when, which tells two equal runs from two that differ. Threaded: 0.
+  virtual uint64_t schedule_digest() const = 0;
 };
 
 // Threads start with a queue's first task and end with the queue.

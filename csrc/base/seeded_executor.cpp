@@ -24,17 +24,24 @@ struct Queue {
   std::deque<Item> items;
 };
 
+constexpr uint64_t kStep = 0x9e3779b97f4a7c15U;
+
+uint64_t mix(uint64_t value) {
+  value += kStep;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9U;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111ebU;
+  return value ^ (value >> 31);
+}
+
 // splitmix64 (Steele, Lea and Flood, OOPSLA 2014): the same sequence on every platform, unlike <random>'s
 // distributions.
 class Generator {
  public:
   explicit Generator(uint64_t seed) : state_(seed) {}
   uint64_t below(uint64_t bound) {
-    state_ += 0x9e3779b97f4a7c15U;
-    uint64_t mixed = state_;
-    mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9U;
-    mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111ebU;
-    return ((mixed ^ (mixed >> 31)) >> 32) * bound >> 32;
+    const uint64_t mixed = mix(state_);
+    state_ += kStep;
+    return (mixed >> 32) * bound >> 32;
   }
 
  private:
@@ -112,6 +119,7 @@ class SeededExecutor final : public Executor {
 
   int64_t now_us() const override { return ran_count_; }
   bool is_seeded() const override { return true; }
+  uint64_t schedule_digest() const override { return digest_; }
 
  private:
   enum class Failure { raise, keep };
@@ -129,6 +137,7 @@ class SeededExecutor final : public Executor {
   }
 
   struct Head {
+    QueueId id;
     Queue* queue;
     const Gate* gate;
   };
@@ -136,23 +145,24 @@ class SeededExecutor final : public Executor {
   // Runs one runnable head, chosen uniformly. Only the holder of runner_ takes heads away, and posting moves none, so
   // their gates can be looked at without mutex_ and may call whatever they like.
   bool run_one() {
-    std::vector<Queue*> runnable, blocking;
-    for (const auto& [queue, gate] : heads()) {
+    std::vector<std::pair<QueueId, Queue*>> runnable, blocking;
+    for (const auto& [id, queue, gate] : heads()) {
       if (!gate->ready || gate->ready())
-        runnable.push_back(queue);
+        runnable.emplace_back(id, queue);
       else if (gate->block)
-        blocking.push_back(queue);
+        blocking.emplace_back(id, queue);
     }
     // Something outside the executor (a GPU) will make these ready; until then everything else goes first.
     if (runnable.empty()) runnable = blocking;
     if (runnable.empty()) return false;
-    Queue* queue = runnable[generator_.below(runnable.size())];
+    const auto [id, queue] = runnable[generator_.below(runnable.size())];
     Item item;
     {
       const std::lock_guard lock(mutex_);
       item = std::move(queue->items.front());
       queue->items.pop_front();
     }
+    digest_ = mix(digest_ ^ static_cast<uint64_t>(id));
     run(std::move(item));
     return true;
   }
@@ -174,7 +184,7 @@ class SeededExecutor final : public Executor {
     const std::lock_guard lock(mutex_);
     std::vector<Head> found;
     for (auto& [id, queue] : queues_)
-      if (!queue.items.empty()) found.push_back({&queue, &queue.items.front().gate});
+      if (!queue.items.empty()) found.push_back({id, &queue, &queue.items.front().gate});
     return found;
   }
 
@@ -208,6 +218,7 @@ class SeededExecutor final : public Executor {
   QueueId next_queue_ = 1;
   Generator generator_;
   std::atomic<int64_t> ran_count_{0};  // written under runner_
+  std::atomic<uint64_t> digest_{0};    // written under runner_
   std::exception_ptr error_;
 };
 

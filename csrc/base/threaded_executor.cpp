@@ -215,6 +215,7 @@ class ThreadedExecutor final : public Executor {
     return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
   }
   bool is_seeded() const override { return false; }
+  uint64_t schedule_digest() const override { return 0; }
 
  private:
   using Clock = std::chrono::steady_clock;

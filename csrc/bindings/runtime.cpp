@@ -75,6 +75,28 @@ void bind_faults(RuntimeClass& runtime) {
                              [](const Runtime& self) { return faulty(self.faulty_memory).attempt_count(); });
 }
 
+// What a program on several streams says beside its operations, and what tells two runs apart.
+void bind_simulation(RuntimeClass& runtime) {
+  runtime
+      .def(
+          "note_user",
+          [](Runtime& self, uintptr_t address, uintptr_t stream) {
+            self.device->note_user(pointer_of(address), {stream});
+          },
+          Release(), py::arg("address"), py::arg("stream"))
+      .def(
+          "follow",
+          [](Runtime& self, uintptr_t stream, uintptr_t other) {
+            const EventId event = self.device->create_event();
+            self.device->record(event, {other});
+            self.device->wait({stream}, event);
+            self.device->destroy_event(event);
+          },
+          Release(), py::arg("stream"), py::arg("other"),
+          "Later work of `stream` starts after what `other` did so far.")
+      .def_property_readonly("schedule_digest", [](const Runtime& self) { return self.executor->schedule_digest(); });
+}
+
 }  // namespace
 
 void bind_runtime(py::module_& module) {
@@ -122,6 +144,7 @@ void bind_runtime(py::module_& module) {
             self.device->note_free(pointer_of(address), bytes, {stream});
           },
           Release(), py::arg("address"), py::arg("bytes"), py::arg("stream"));
+  bind_simulation(runtime);
   bind_faults(runtime);
 }
 

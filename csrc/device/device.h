@@ -78,6 +78,9 @@ class Device {
   virtual void note_use(const void* pointer, int64_t bytes, StreamView stream, Use use) = 0;
   // Says that the owner of these bytes gives them back to an allocator ordered on `stream`.
   virtual void note_free(const void* pointer, int64_t bytes, StreamView stream) = 0;
+  // Says that `stream` uses a block that was allocated on another one, as torch's record_stream does: once freed, it
+  // is handed out again only when `stream` has come as far as it had then. Ignores what allocate() did not give.
+  virtual void note_user(const void* pointer, StreamView stream) = 0;
 };
 
 // The CPU as a device: stream 0 is synchronous, as torch's CPU operations are; created streams are queues.

@@ -127,6 +127,7 @@ class HostDevice final : public Device {
 
   void note_use(const void*, int64_t, StreamView, Use) override {}
   void note_free(const void*, int64_t, StreamView) override {}
+  void note_user(const void*, StreamView) override {}
 
  private:
   template <typename Work>

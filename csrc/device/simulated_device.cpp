@@ -2,6 +2,7 @@
 // lane's tasks stand in the order in which they were checked, and never while the executor runs tasks.
 #include "device/simulated_device.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -49,6 +50,7 @@ void* SimulatedDevice::allocate(int64_t bytes, StreamView stream) {
   raise_kept_locked();
   const Stream& owner = find_stream_locked(stream);
   const int64_t held_bytes = bytes == 0 ? 1 : bytes;
+  reclaim_locked();
   const StreamPool::Block block = pool_.take(held_bytes, owner.actor);
   if (!block.reused) std::memset(block.pointer, kPoison, static_cast<size_t>(held_bytes));
   history_.hand_out(range_of(block.pointer, held_bytes), begin_locked(owner.actor, "allocation"));
@@ -58,7 +60,7 @@ void* SimulatedDevice::allocate(int64_t bytes, StreamView stream) {
 void SimulatedDevice::free(void* pointer, int64_t bytes, StreamView stream) noexcept {
   const std::lock_guard lock(knowledge_->mutex);
   try {
-    give_back_locked(pointer, bytes == 0 ? 1 : bytes, stream);
+    linger_or_give_back_locked(pointer, bytes == 0 ? 1 : bytes, stream);
   } catch (const std::exception&) {
     // The block stays out of the pool: somebody may still use it.
     if (!kept_) kept_ = std::current_exception();
@@ -71,6 +73,32 @@ void SimulatedDevice::give_back_locked(void* pointer, int64_t bytes, StreamView 
   history_.take_back(range_of(pointer, bytes), begin_locked(owner.actor, "free"));
   issue_locked(owner, [=] { std::memset(pointer, kPoison, static_cast<size_t>(bytes)); });
   pool_.give_back(pointer, bytes, owner.actor);
+}
+
+void SimulatedDevice::linger_or_give_back_locked(void* pointer, int64_t bytes, StreamView stream) {
+  const auto found = users_.extract(pointer);
+  Lingering block{pointer, bytes, stream, {}};
+  if (!found.empty())
+    for (const uintptr_t user : found.mapped())
+      if (user != stream.value) block.users.push_back(record_locked(find_stream_locked({user})));
+  if (block.users.empty()) return give_back_locked(pointer, bytes, stream);
+  pool_.expect_live(pointer, bytes);
+  lingering_.push_back(std::move(block));
+}
+
+// The host looks whether the other users of freed blocks have come so far, and so knows it.
+void SimulatedDevice::reclaim_locked() {
+  for (size_t index = 0; index < lingering_.size();) {
+    const auto& users = lingering_[index].users;
+    if (!std::all_of(users.begin(), users.end(), [](const auto& record) { return record->done.load(); })) {
+      ++index;
+      continue;
+    }
+    const Lingering block = std::move(lingering_[index]);
+    lingering_.erase(lingering_.begin() + static_cast<std::ptrdiff_t>(index));
+    for (const auto& record : block.users) knowledge_->clocks[kHostActor].join(record->clock);
+    give_back_locked(block.pointer, block.bytes, block.owner);
+  }
 }
 
 void SimulatedDevice::register_host(void* pointer, int64_t bytes) {
@@ -128,13 +156,17 @@ void SimulatedDevice::record(EventId event, StreamView stream) {
   raise_kept_locked();
   const Stream& recorded = find_stream_locked(stream);
   auto& slot = find_event_locked(event);
+  slot = record_locked(recorded);
+}
+
+std::shared_ptr<SimulatedDevice::Record> SimulatedDevice::record_locked(const Stream& stream) {
   const auto record = std::make_shared<Record>();
-  record->clock = *begin_locked(recorded.actor, "record").clock;
-  executor_->post(recorded.queue, [record, executor = executor_.get()] {
+  record->clock = *begin_locked(stream.actor, "record").clock;
+  executor_->post(stream.queue, [record, executor = executor_.get()] {
     record->done = true;
     executor->notify();
   });
-  slot = record;
+  return record;
 }
 
 void SimulatedDevice::wait(StreamView stream, EventId event) {
@@ -213,6 +245,13 @@ void SimulatedDevice::note_free(const void* pointer, int64_t bytes, StreamView s
   const std::lock_guard lock(knowledge_->mutex);
   raise_kept_locked();
   history_.give_away(range, begin_locked(actor_of_locked(stream), "free"));
+}
+
+void SimulatedDevice::note_user(const void* pointer, StreamView stream) {
+  const std::lock_guard lock(knowledge_->mutex);
+  raise_kept_locked();
+  find_stream_locked(stream);
+  if (pool_.is_live(pointer)) users_[pointer].insert(stream.value);
 }
 
 SimulatedDevice::Stream SimulatedDevice::make_stream_locked(const std::string& name, Mode mode) {

@@ -21,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,7 @@ class SimulatedDevice final : public Device {
   void fill(void* target, unsigned char value, int64_t bytes, StreamView stream) override;
   void note_use(const void* pointer, int64_t bytes, StreamView stream, Use use) override;
   void note_free(const void* pointer, int64_t bytes, StreamView stream) override;
+  void note_user(const void* pointer, StreamView stream) override;
 
  private:
   enum class Mode { compute, lane };
@@ -69,6 +71,13 @@ class SimulatedDevice final : public Device {
     VectorClock clock;
     std::atomic<bool> done{false};
   };
+  // A freed block that other streams were still using, until they have come as far as at its free.
+  struct Lingering {
+    void* pointer = nullptr;
+    int64_t bytes = 0;
+    StreamView owner;
+    std::vector<std::shared_ptr<Record>> users;
+  };
   // What gates hold too, as they may outlive the device.
   struct Knowledge {
     std::mutex mutex;
@@ -81,7 +90,10 @@ class SimulatedDevice final : public Device {
   std::shared_ptr<Record> record_of(EventId event);
   int actor_of_locked(StreamView stream) const;
   Operation begin_locked(int actor, const char* name);
+  std::shared_ptr<Record> record_locked(const Stream& stream);
   void give_back_locked(void* pointer, int64_t bytes, StreamView stream);
+  void linger_or_give_back_locked(void* pointer, int64_t bytes, StreamView stream);
+  void reclaim_locked();
   void raise_kept_locked();
   void learn(const Record& record);
   template <typename Work>
@@ -97,6 +109,8 @@ class SimulatedDevice final : public Device {
   std::map<uintptr_t, int64_t> registered_;
   BlockHistory history_;
   StreamPool pool_;
+  std::map<const void*, std::set<uintptr_t>> users_;  // of blocks handed out, the streams beside their own
+  std::vector<Lingering> lingering_;
   std::exception_ptr kept_;  // a violation that waits for a call that may throw
   uintptr_t next_id_ = 1;
 };

@@ -54,6 +54,8 @@ class StreamPool {
                       ": free with the size allocated");
   }
 
+  bool is_live(const void* pointer) const { return live_.count(const_cast<void*>(pointer)) == 1; }
+
   void give_back(void* pointer, int64_t bytes, int actor) {
     live_.erase(pointer);
     free_[{actor, bytes}].push_back(pointer);

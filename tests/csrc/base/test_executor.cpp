@@ -26,8 +26,12 @@ Gate flag_gate(const std::atomic<bool>& flag) {
   return {[&flag] { return flag.load(); }, {}};
 }
 
-// The order in which tasks of several queues ran.
-std::string order_of(uint64_t seed) {
+struct Schedule {
+  std::string order;  // in which tasks of several queues ran
+  uint64_t digest = 0;
+};
+
+Schedule schedule_of(uint64_t seed) {
   const auto executor = make_seeded_executor(seed);
   std::string order;
   for (char name = 'a'; name < 'e'; ++name) {
@@ -35,7 +39,7 @@ std::string order_of(uint64_t seed) {
     for (int count = 0; count < 5; ++count) executor->post(queue, [&order, name] { order += name; });
   }
   executor->drain();
-  return order;
+  return {order, executor->schedule_digest()};
 }
 
 }  // namespace
@@ -277,11 +281,13 @@ TEST(a_forked_child_can_destroy_but_not_use) {
 }
 
 TEST(one_seed_is_one_schedule) {
-  std::vector<std::string> orders;
+  std::vector<Schedule> earlier;
   for (uint64_t seed = 0; seed < 10; ++seed) {
-    CHECK_EQUAL(order_of(seed), order_of(seed));
-    for (const auto& earlier : orders) CHECK(earlier != order_of(seed));
-    orders.push_back(order_of(seed));
+    const Schedule first = schedule_of(seed), again = schedule_of(seed);
+    CHECK_EQUAL(first.order, again.order);
+    CHECK_EQUAL(first.digest, again.digest);
+    for (const auto& other : earlier) CHECK(other.order != first.order && other.digest != first.digest);
+    earlier.push_back(first);
   }
 }
 

@@ -166,6 +166,30 @@ TEST(pinning_checks_what_cuda_checks) {
   CHECK_THROWS(world.device->register_host(static_cast<unsigned char*>(block) + 1, 1), InputError);
 }
 
+TEST(a_block_that_another_stream_uses_is_reused_after_it) {
+  for (const bool told : {true, false}) {
+    World world;
+    const StreamView other = world.device->create_stream("compute other");
+    void* block = world.device->allocate(kCount, {});
+    world.device->record(world.event, {});
+    world.device->wait(other, world.event);
+    if (told) world.device->note_user(block, other);
+    world.device->note_use(block, kCount, other, Use::read);
+    world.device->free(block, kCount, {});
+    if (!told) {
+      CHECK_THROWS(world.device->allocate(kCount, {}), OrderError);
+      continue;
+    }
+    void* second = world.device->allocate(kCount, {});
+    CHECK(second != block);
+    world.executor->drain();
+    CHECK(world.device->allocate(kCount, {}) == block);
+    world.device->free(second, kCount, {});
+    CHECK(world.device->allocate(kCount, {}) == second);
+    world.device->note_user(world.bytes.data(), other);  // not of the pool: nothing to do
+  }
+}
+
 TEST(no_work_is_issued_on_the_host) {
   World world;
   CHECK_THROWS(world.device->record(world.event, kHostStream), InputError);

@@ -80,6 +80,7 @@ class WatchedExecutor final : public Executor {
   int64_t step(int64_t count) override { return inner_->step(count); }
   int64_t now_us() const override { return inner_->now_us(); }
   bool is_seeded() const override { return inner_->is_seeded(); }
+  uint64_t schedule_digest() const override { return inner_->schedule_digest(); }
 
  private:
   const std::shared_ptr<Executor> inner_ = make_threaded_executor();

@@ -62,6 +62,7 @@ class PinningDevice : public memsys::Device {
   void note_free(const void* pointer, int64_t bytes, memsys::StreamView stream) override {
     inner_->note_free(pointer, bytes, stream);
   }
+  void note_user(const void* pointer, memsys::StreamView stream) override { inner_->note_user(pointer, stream); }
 
   std::atomic<bool> refuses{false};
   std::atomic<void*> last_refused{nullptr};

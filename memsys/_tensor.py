@@ -99,8 +99,7 @@ def restore(storage: torch.UntypedStorage, layout: Layout) -> torch.Tensor:
     """The tensor that `layout` describes, over `storage`."""
     tensor = torch.empty(0, dtype=layout.dtype, device=storage.device)
     tensor.set_(storage, layout.offset, layout.size, layout.stride)
-    if layout.is_conj:
-        tensor = torch._conj(tensor)
+    tensor = torch._conj(tensor) if layout.is_conj else tensor
     return torch._neg_view(tensor) if layout.is_neg else tensor
 
 
@@ -265,9 +264,7 @@ def uncompiled(function: Callable) -> Callable:
     return _disabled(function) if "torch._dynamo" in sys.modules else function
 
 
-@functools.cache
-def _disabled(function: Callable) -> Callable:
-    return torch.compiler.disable(function)
+_disabled = functools.cache(torch.compiler.disable)
 
 
 def in_functorch() -> bool:
@@ -336,8 +333,10 @@ class CpuBackend:
 
     def note_free(self, address: int, bytes_: int) -> None: ...
 
+    def note_user(self, storage: torch.UntypedStorage) -> None: ...
 
-class CudaBackend:
+
+class CudaBackend(CpuBackend):
     """torch on one CUDA device: streams are asked for at each call, targets come from torch's allocator."""
 
     owns_targets = True
@@ -351,9 +350,9 @@ class CudaBackend:
     def empty(self, bytes_: int) -> torch.UntypedStorage:
         return torch.empty(bytes_, dtype=torch.uint8, device=self.device).untyped_storage()
 
-    def note_use(self, address: int, bytes_: int, write: bool) -> None: ...
-
-    def note_free(self, address: int, bytes_: int) -> None: ...
+    def note_user(self, storage: torch.UntypedStorage) -> None:
+        # Does nothing where the current stream is the block's own.
+        bytes_over(storage).record_stream(torch.cuda.current_stream(self.device))
 
 
 def wait_for(event: torch.cuda.Event, device: torch.device) -> None:
@@ -372,9 +371,7 @@ class SimulatedBackend:
     owns_targets = True
 
     def __init__(self, runtime: object, uses: tuple[object, object]) -> None:
-        self._runtime = runtime
-        self._read, self._write = uses
-        self.stream = 0
+        self._runtime, (self._read, self._write), self.stream = runtime, uses, 0
 
     def current_stream(self) -> int:
         return self.stream
@@ -390,6 +387,9 @@ class SimulatedBackend:
 
     def note_free(self, address: int, bytes_: int) -> None:
         self._runtime.note_free(address, bytes_, self.stream)
+
+    def note_user(self, storage: torch.UntypedStorage) -> None:
+        self._runtime.note_user(address_of(storage), self.stream)
 
 
 Backend = CpuBackend | CudaBackend | SimulatedBackend

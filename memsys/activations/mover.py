@@ -181,12 +181,12 @@ class Mover:
             self.store.trim()
 
     def _order_oldest(self) -> bool:
-        """Where the device orders reuse itself: lets the oldest source's stream wait for its copy."""
+        """Where the device orders reuse itself: lets the stream that uses the oldest source wait for its copy."""
         if self.is_direct or self._held_bytes == 0:
             return False
         with self._departures_lock:
             span = next((span for span in self._departures if span.source is not None), None)
-        if span is None or not self.store.order_source(span.block, self.backend.current_stream()):
+        if span is None or not self.store.order_source(span.block, span.stream):
             return False
         self._drop_source(span)
         return True

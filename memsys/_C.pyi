@@ -10,9 +10,7 @@ from typing_extensions import Buffer
 _Ints = Sequence[int]
 
 class DeviceKind(enum.Enum):
-    host = 0
-    simulated = 1
-    cuda = 2
+    host, simulated, cuda = 0, 1, 2
 
 class IoEngineChoice(enum.Enum):
     automatic = 0
@@ -20,12 +18,10 @@ class IoEngineChoice(enum.Enum):
     uring = 2
 
 class FaultSeam(enum.Enum):
-    none = 0
-    faulty = 1
+    none, faulty = 0, 1
 
 class FaultSpan(enum.Enum):
-    once = 0
-    persistent = 1
+    once, persistent = 0, 1
 
 class IoFault(enum.Enum):
     none = 0
@@ -36,16 +32,16 @@ class IoFault(enum.Enum):
     short_transfer = 5
     corrupt = 6
     truncated = 7
+    refused = 8
+
+class IoOperation(enum.Enum):
+    any, read, write = 0, 1, 2
 
 class Tier(enum.Enum):
-    device = 0
-    pinned = 1
-    pageable = 2
-    file = 3
+    device, pinned, pageable, file = 0, 1, 2, 3
 
 class Use(enum.Enum):
-    read = 0
-    write = 1
+    read, write = 0, 1
 
 class Runtime:
     # Executor, device and io engine, shared by the stores of one process and device.
@@ -78,12 +74,18 @@ class Runtime:
     @property
     def schedule_digest(self) -> int: ...  # equal for equal schedules; 0 unless seeded
     # InputError unless the runtime was made with FaultSeam.faulty.
-    def arm_io(self, fault: IoFault, at: int, span: FaultSpan = ...) -> None: ...
+    def arm_io(self, fault: IoFault, at: int, span: FaultSpan = ..., operation: IoOperation = ...) -> None: ...
     @property
     def io_attempt_count(self) -> int: ...
     def arm_memory(self, at: int, span: FaultSpan = ...) -> None: ...
     @property
     def memory_attempt_count(self) -> int: ...
+    def arm_pin(self, at: int, span: FaultSpan = ...) -> None: ...
+    @property
+    def pin_attempt_count(self) -> int: ...
+    def arm_start(self, at: int, span: FaultSpan = ...) -> None: ...
+    @property
+    def start_attempt_count(self) -> int: ...
 
 class SavedBlock:
     # Bytes that left the device.

@@ -18,6 +18,8 @@
 #include <memory>
 #include <string>
 
+#include "base/fault_counter.h"
+
 namespace memsys {
 
 using Task = std::function<void()>;
@@ -57,8 +59,9 @@ class Executor {
   virtual uint64_t schedule_digest() const = 0;
 };
 
-// Threads start with a queue's first task and end with the queue.
-std::shared_ptr<Executor> make_threaded_executor();
+// Threads start with a queue's first task and end with the queue. `start_faults`: which starts fail, as they do where
+// the system has no thread to give; null: none.
+std::shared_ptr<Executor> make_threaded_executor(std::shared_ptr<FaultCounter> start_faults = nullptr);
 std::shared_ptr<Executor> make_seeded_executor(uint64_t seed);
 
 }  // namespace memsys

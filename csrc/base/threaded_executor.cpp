@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -46,7 +47,8 @@ struct State {
   int64_t notify_count = 0;      // tells a sleeper that something was notified since it last looked
   std::condition_variable waiters;
   std::condition_variable idle;
-  std::exception_ptr error;  // the first one a task threw
+  std::exception_ptr error;                    // the first one a task threw
+  std::shared_ptr<FaultCounter> start_faults;  // may be null
 };
 
 // The executor whose task this thread is running: such a thread may not wait for it.
@@ -107,12 +109,14 @@ void run_queue(const std::shared_ptr<State>& state, const std::shared_ptr<Queue>
 
 // The thread inherits a mask that blocks every signal: signals belong to the program's own threads.
 std::thread start_thread(const std::shared_ptr<State>& state, const std::shared_ptr<Queue>& queue) {
+  const bool is_refused = state->start_faults != nullptr && state->start_faults->next_fails();
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   std::thread thread;
   std::string refusal;
   try {
+    if (is_refused) throw std::system_error(EAGAIN, std::generic_category(), "a fault was injected");
     thread = std::thread([state, queue] { run_queue(state, queue); });
   } catch (const std::system_error& error) {
     refusal = error.what();
@@ -126,7 +130,10 @@ std::thread start_thread(const std::shared_ptr<State>& state, const std::shared_
 
 class ThreadedExecutor final : public Executor {
  public:
-  ThreadedExecutor() : state_(std::make_shared<State>()), owner_pid_(getpid()) {}
+  explicit ThreadedExecutor(std::shared_ptr<FaultCounter> start_faults)
+      : state_(std::make_shared<State>()), owner_pid_(getpid()) {
+    state_->start_faults = std::move(start_faults);
+  }
   ThreadedExecutor(const ThreadedExecutor&) = delete;
   ThreadedExecutor& operator=(const ThreadedExecutor&) = delete;
 
@@ -267,6 +274,8 @@ class ThreadedExecutor final : public Executor {
 
 }  // namespace
 
-std::shared_ptr<Executor> make_threaded_executor() { return std::make_shared<ThreadedExecutor>(); }
+std::shared_ptr<Executor> make_threaded_executor(std::shared_ptr<FaultCounter> start_faults) {
+  return std::make_shared<ThreadedExecutor>(std::move(start_faults));
+}
 
 }  // namespace memsys

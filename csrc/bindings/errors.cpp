@@ -28,6 +28,8 @@ void translate(std::exception_ptr pointer) {
     raise("OrderError", error);
   } catch (const DeviceError& error) {
     raise("DeviceError", error);
+  } catch (const Error& error) {
+    raise("MemsysError", error);
   }
 }
 

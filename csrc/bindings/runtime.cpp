@@ -50,29 +50,38 @@ void bind_enums(py::module_& module) {
       .value("again", IoFault::again)
       .value("short_transfer", IoFault::short_transfer)
       .value("corrupt", IoFault::corrupt)
-      .value("truncated", IoFault::truncated);
+      .value("truncated", IoFault::truncated)
+      .value("refused", IoFault::refused);
+  py::enum_<IoOperation>(module, "IoOperation")
+      .value("any", IoOperation::any)
+      .value("read", IoOperation::read)
+      .value("write", IoOperation::write);
 }
 
 using RuntimeClass = py::class_<Runtime, std::shared_ptr<Runtime>>;
+
+void bind_counter(RuntimeClass& runtime, const char* arm, const char* count,
+                  std::shared_ptr<FaultCounter> Runtime::*counter) {
+  runtime.def(
+      arm, [counter](Runtime& self, int64_t at, FaultSpan span) { faulty(self.*counter).arm(at, span); }, py::arg("at"),
+      py::arg("span") = FaultSpan::once);
+  runtime.def_property_readonly(count,
+                                [counter](const Runtime& self) { return faulty(self.*counter).attempt_count(); });
+}
 
 void bind_faults(RuntimeClass& runtime) {
   runtime
       .def(
           "arm_io",
-          [](Runtime& self, IoFault fault, int64_t at, FaultSpan span) {
-            faulty(self.faulty_io).arm({.fault = fault, .at = at, .span = span});
+          [](Runtime& self, IoFault fault, int64_t at, FaultSpan span, IoOperation operation) {
+            faulty(self.faulty_io).arm({.fault = fault, .at = at, .span = span, .operation = operation});
           },
-          py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once)
+          py::arg("fault"), py::arg("at"), py::arg("span") = FaultSpan::once, py::arg("operation") = IoOperation::any)
       .def_property_readonly("io_attempt_count",
-                             [](const Runtime& self) { return faulty(self.faulty_io).attempt_count(); })
-      .def(
-          "arm_memory",
-          [](Runtime& self, int64_t at, FaultSpan span) {
-            faulty(self.faulty_memory).arm(at, span == FaultSpan::persistent);
-          },
-          py::arg("at"), py::arg("span") = FaultSpan::once)
-      .def_property_readonly("memory_attempt_count",
-                             [](const Runtime& self) { return faulty(self.faulty_memory).attempt_count(); });
+                             [](const Runtime& self) { return faulty(self.faulty_io).attempt_count(); });
+  bind_counter(runtime, "arm_memory", "memory_attempt_count", &Runtime::memory_faults);
+  bind_counter(runtime, "arm_pin", "pin_attempt_count", &Runtime::pin_faults);
+  bind_counter(runtime, "arm_start", "start_attempt_count", &Runtime::start_faults);
 }
 
 // What a program on several streams says beside its operations, and what tells two runs apart.

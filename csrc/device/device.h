@@ -16,6 +16,7 @@
 #include <string>
 
 #include "base/executor.h"
+#include "base/fault_counter.h"
 
 namespace memsys {
 
@@ -89,6 +90,9 @@ std::shared_ptr<Device> make_host_device(std::shared_ptr<Executor> executor);
 std::shared_ptr<Device> make_simulated_device(std::shared_ptr<Executor> executor);
 // Throws DeviceError, saying why, where there is no driver or no GPU or CUDA was not built in.
 std::shared_ptr<Device> make_cuda_device(int index);
+
+// Fails the pinnings (register_host) that the counter says, with DeviceError; else as `inner`.
+std::shared_ptr<Device> make_faulty_device(std::shared_ptr<Device> inner, std::shared_ptr<FaultCounter> pin_faults);
 
 struct CudaStatus {
   bool built = false;       // compiled with CUDA

@@ -19,9 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 std::shared_ptr<MemoryResource> slot_memory(const Runtime& runtime, const std::shared_ptr<ByteBudget>& budget) {
-  const auto upstream =
-      runtime.faulty_memory != nullptr ? std::shared_ptr<MemoryResource>(runtime.faulty_memory) : make_mmap_resource();
-  return make_limited_resource(upstream, budget);
+  return make_limited_resource(runtime.with_faults(make_mmap_resource()), budget);
 }
 
 const LayerStoreOptions& checked(const LayerStoreOptions& options) {

@@ -48,7 +48,7 @@ RowReader::RowReader(const RowReaderOptions& options)
       slot_bytes_(align_up(options.max_run_bytes, kPageBytes) + 2 * kPageBytes),
       slot_count_(options.slot_count),
       budget_(std::make_shared<ByteBudget>("device_budget", options.device_budget_bytes)),
-      memory_(make_limited_resource(make_mmap_resource(), budget_)) {
+      memory_(make_limited_resource(runtime_->with_faults(make_mmap_resource()), budget_)) {
   MEMSYS_EXPECT(max_run_bytes_ > 0 && slot_count_ >= 1 && slot_count_ <= 4096, InputError,
                 std::to_string(slot_count_) + " reads in flight of " + std::to_string(max_run_bytes_) +
                     " bytes each were asked for; give 1 to 4096 of more than 0 bytes");

@@ -44,7 +44,7 @@ RowTable::RowTable(RowTableOptions options)
   if (options_.adopted == nullptr) options_.row_stride_bytes = options_.row_bytes;
   // Nobody touches the pages here: whoever fills them does, on all its threads, and so near to the cores that will
   // read.
-  const auto pages = make_mmap_resource(ForkView::copy);
+  const auto pages = options_.runtime->with_faults(make_mmap_resource(ForkView::copy));
   pool_ = make_arena(pages);
   data_ = options_.adopted;
   const int64_t bytes = size_bytes();

@@ -19,7 +19,7 @@ struct RuntimeOptions {
   int device_index = 0;
   std::optional<uint64_t> seed;  // a seeded executor
   IoEngineOptions io;
-  FaultSeam faults = FaultSeam::none;  // faulty: io and host memory may be made to fail
+  FaultSeam faults = FaultSeam::none;  // faulty: io, memory, pinning and thread starts may be made to fail
 };
 
 struct Runtime {
@@ -27,8 +27,14 @@ struct Runtime {
   std::shared_ptr<Device> device;
   std::shared_ptr<IoEngine> io;
   QueueId check_queue = 0;  // checksums of what the readers of weights bring: one thread for all files
-  std::shared_ptr<FaultyIoEngine> faulty_io;            // null unless asked for
-  std::shared_ptr<FaultyMemoryResource> faulty_memory;  // null unless asked for
+  // Null unless faults were asked for.
+  std::shared_ptr<FaultyIoEngine> faulty_io;
+  std::shared_ptr<FaultyMemoryResource> faulty_memory;  // pinned
+  std::shared_ptr<FaultCounter> memory_faults, pin_faults, start_faults;
+
+  // The resource, with the runtime's faults of memory where they were asked for: all bytes that stores and tables take
+  // come through here.
+  std::shared_ptr<MemoryResource> with_faults(std::shared_ptr<MemoryResource> resource) const;
 };
 
 std::shared_ptr<Runtime> make_runtime(const RuntimeOptions& options);

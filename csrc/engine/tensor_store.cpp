@@ -56,7 +56,8 @@ TensorStore::TensorStore(const StoreOptions& options)
   const auto host = options.host_upstream ? options.host_upstream : pinned;
   host_tier_ = host->tier();
   host_arena_ = make_arena(make_limited_resource(host, host_budget_));
-  target_arena_ = make_arena(make_limited_resource(pinned, device_budget_), {.slab_bytes = kTargetSlabBytes});
+  const auto target = options.target_upstream ? options.target_upstream : pinned;
+  target_arena_ = make_arena(make_limited_resource(target, device_budget_), {.slab_bytes = kTargetSlabBytes});
 }
 
 // Tasks refer to the store, so none may be left that can still run. A failure that the executor kept ends a seeded

@@ -22,7 +22,8 @@ struct StoreOptions {
   std::shared_ptr<Executor> executor;
   std::shared_ptr<Device> device;
   std::shared_ptr<IoEngine> io;
-  std::shared_ptr<MemoryResource> host_upstream;  // null: pinned memory of the device
+  // Null: pinned memory of the device. Of host copies, and of restored tensors.
+  std::shared_ptr<MemoryResource> host_upstream, target_upstream;
   std::string spill_folder;
   int64_t device_budget_bytes = -1;
   int64_t host_budget_bytes = -1;

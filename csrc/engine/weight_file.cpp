@@ -234,7 +234,7 @@ void WeightFile::read(int64_t offset_bytes, int64_t size_bytes, void* target) {
   int64_t bounce_bytes = 0;
   for (const ByteSpan& piece : pieces)
     bounce_bytes = std::max(bounce_bytes, room_bytes(piece.begin_bytes, piece.size_bytes()));
-  const Buffer bounce(make_mmap_resource(), bounce_bytes);
+  const Buffer bounce(runtime_->with_faults(make_mmap_resource()), bounce_bytes);
   Executor& executor = *runtime_->executor;
   for (const ByteSpan& piece : pieces) {
     const auto ticket = std::make_shared<Ticket>();

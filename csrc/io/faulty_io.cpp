@@ -34,16 +34,13 @@ class FaultyEngine : public FaultyIoEngine {
   void arm(const IoFaultPlan& plan) override {
     const std::lock_guard hold(plan_mutex_);
     plan_ = plan;
-    attempt_count_ = 0;
+    counter_.arm(plan.fault == IoFault::none ? -1 : plan.at, plan.span);
   }
 
-  int64_t attempt_count() const override {
-    const std::lock_guard hold(plan_mutex_);
-    return attempt_count_;
-  }
+  int64_t attempt_count() const override { return counter_.attempt_count(); }
 
   void submit(const IoRequest& request, std::function<void(IoAttempt)> done) override {
-    switch (next_fault()) {
+    switch (next_fault(request.kind)) {
       case IoFault::none:
         return inner_->submit(request, std::move(done));
       case IoFault::no_space:
@@ -60,18 +57,19 @@ class FaultyEngine : public FaultyIoEngine {
         return submit_half(request, std::move(done));
       case IoFault::corrupt:
         return submit_corrupt(request, std::move(done));
+      case IoFault::refused:
+        throw SpillError(EAGAIN, "the io engine takes no request: a fault was injected here; disarm it");
     }
   }
 
   std::string name() const override { return "faulty " + inner_->name(); }
 
  private:
-  // Counts and decides in one step, so that with several threads exactly the k-th attempt fails.
-  IoFault next_fault() {
+  IoFault next_fault(IoKind kind) {
     const std::lock_guard hold(plan_mutex_);
-    const int64_t index = attempt_count_++;
-    const bool is_due = plan_.span == FaultSpan::once ? index == plan_.at : index >= plan_.at;
-    return is_due ? plan_.fault : IoFault::none;
+    const IoOperation operation = kind == IoKind::read ? IoOperation::read : IoOperation::write;
+    if (plan_.operation != IoOperation::any && plan_.operation != operation) return IoFault::none;
+    return counter_.next_fails() ? plan_.fault : IoFault::none;
   }
 
   // An empty transfer takes the place of the real one, so that `done` runs where the inner engine would run it.
@@ -102,9 +100,9 @@ class FaultyEngine : public FaultyIoEngine {
   }
 
   const std::shared_ptr<IoEngine> inner_;
-  mutable std::mutex plan_mutex_;  // guards the two below
+  std::mutex plan_mutex_;  // guards the plan, and keeps it and the count together
   IoFaultPlan plan_;
-  int64_t attempt_count_ = 0;
+  FaultCounter counter_;
 };
 
 }  // namespace

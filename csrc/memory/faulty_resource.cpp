@@ -1,5 +1,5 @@
 // See resources.h: fails on purpose, so that tests drive the shipped code down its paths of failure.
-#include <mutex>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -10,20 +10,15 @@ namespace {
 
 class CountingFaultyResource final : public FaultyMemoryResource {
  public:
-  explicit CountingFaultyResource(std::shared_ptr<MemoryResource> upstream) : upstream_(std::move(upstream)) {}
+  CountingFaultyResource(std::shared_ptr<MemoryResource> upstream, std::shared_ptr<FaultCounter> faults)
+      : upstream_(std::move(upstream)), faults_(std::move(faults)) {}
 
   void arm(int64_t at, bool persistent) override {
-    const std::lock_guard lock(mutex_);
-    at_ = at;
-    persistent_ = persistent;
-    attempt_count_ = 0;
+    faults_->arm(at, persistent ? FaultSpan::persistent : FaultSpan::once);
   }
-  int64_t attempt_count() const override {
-    const std::lock_guard lock(mutex_);
-    return attempt_count_;
-  }
+  int64_t attempt_count() const override { return faults_->attempt_count(); }
   void* allocate(int64_t bytes) override {
-    MEMSYS_EXPECT(!next_fails(), BudgetError,
+    MEMSYS_EXPECT(!faults_->next_fails(), BudgetError,
                   std::string(tier_name(tier())) + " memory: wanted " + format_bytes(bytes) +
                       ", but a fault was injected here; disarm it with arm(-1, false)");
     return upstream_->allocate(bytes);
@@ -32,23 +27,17 @@ class CountingFaultyResource final : public FaultyMemoryResource {
   Tier tier() const override { return upstream_->tier(); }
 
  private:
-  bool next_fails() {
-    const std::lock_guard lock(mutex_);
-    const int64_t attempt = attempt_count_++;
-    return at_ >= 0 && (persistent_ ? attempt >= at_ : attempt == at_);
-  }
-
   const std::shared_ptr<MemoryResource> upstream_;
-  mutable std::mutex mutex_;
-  int64_t at_ = -1, attempt_count_ = 0;
-  bool persistent_ = false;
+  const std::shared_ptr<FaultCounter> faults_;
 };
 
 }  // namespace
 
-std::shared_ptr<FaultyMemoryResource> make_faulty_resource(std::shared_ptr<MemoryResource> upstream) {
+std::shared_ptr<FaultyMemoryResource> make_faulty_resource(std::shared_ptr<MemoryResource> upstream,
+                                                           std::shared_ptr<FaultCounter> faults) {
   MEMSYS_EXPECT(upstream != nullptr, InputError, "faulty memory: no upstream given");
-  return std::make_shared<CountingFaultyResource>(std::move(upstream));
+  if (faults == nullptr) faults = std::make_shared<FaultCounter>();
+  return std::make_shared<CountingFaultyResource>(std::move(upstream), std::move(faults));
 }
 
 }  // namespace memsys

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/fault_counter.h"
 #include "device/device.h"
 #include "memory/memory_resource.h"
 #include "memory/pages.h"
@@ -28,6 +29,8 @@ class FaultyMemoryResource : public MemoryResource {
   virtual void arm(int64_t at, bool persistent) = 0;
   virtual int64_t attempt_count() const = 0;
 };
-std::shared_ptr<FaultyMemoryResource> make_faulty_resource(std::shared_ptr<MemoryResource> upstream);
+// With a counter of the caller's, several resources count together.
+std::shared_ptr<FaultyMemoryResource> make_faulty_resource(std::shared_ptr<MemoryResource> upstream,
+                                                           std::shared_ptr<FaultCounter> faults = nullptr);
 
 }  // namespace memsys

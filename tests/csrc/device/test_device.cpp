@@ -240,3 +240,24 @@ TEST(cuda_status_says_what_is_there) {
         status.message.find("built without CUDA") != std::string::npos);
   CHECK_THROWS(make_cuda_device(0), DeviceError);
 }
+
+TEST(a_faulty_device_refuses_to_pin_when_told_and_is_the_inner_one_else) {
+  const auto faults = std::make_shared<memsys::FaultCounter>();
+  const auto executor = memsys::make_seeded_executor(1);
+  const auto device = memsys::make_faulty_device(memsys::make_simulated_device(executor), faults);
+  CHECK(device->capabilities().needs_pinning);
+  alignas(4096) static unsigned char block[4096];
+  faults->arm(0, memsys::FaultSpan::once);
+  CHECK_THROWS(device->register_host(block, sizeof block), memsys::DeviceError);
+  device->register_host(block, sizeof block);
+  void* there = device->allocate(64, {});
+  device->fill(there, 7, 64, {});
+  const memsys::EventId event = device->create_event();
+  device->record(event, {});
+  device->synchronize(event);
+  CHECK(device->query(event));
+  device->destroy_event(event);
+  device->free(there, 64, {});
+  device->unregister_host(block);
+  CHECK_EQUAL(faults->attempt_count(), int64_t{2});
+}

@@ -197,3 +197,17 @@ TEST(full_disk_is_named_with_what_is_free) {
     transfer(*engine.executor, engine.engine, {file.get(), IoKind::write, source.data(), 0, kMiB});
   }
 }
+
+TEST(a_fault_strikes_only_the_operation_it_was_meant_for_and_a_refusal_is_told) {
+  for (const Engine& engine : all_engines()) {
+    Faulty subject(engine);
+    const IoFaultPlan reads{.fault = IoFault::io_error, .span = FaultSpan::persistent, .operation = IoOperation::read};
+    subject.write(reads);
+    CHECK_EQUAL(subject.faulty->attempt_count(), 0);
+    CHECK_THROWS(subject.read(reads), SpillError);
+    CHECK_THROWS(subject.write({.fault = IoFault::refused}), SpillError);
+    subject.write({});
+    subject.read({});
+    CHECK_EQUAL(subject.different_bits(), 0);
+  }
+}

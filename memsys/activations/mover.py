@@ -146,8 +146,8 @@ class Mover:
         with self._departures_lock:
             self._departures.append(span)
             self._held_bytes += span.bytes
-        if self._reaper is not None:
-            self._reaper.wake()
+        while self._reaper is not None and not self._reaper.wake() and self.has_departures:
+            self.wait_for_transfer()  # nobody would let go of the last ones
 
     def _make_room(self, bytes_: int) -> None:
         """Blocks until `bytes_` more may be in flight: the bound holds however far the host runs ahead."""

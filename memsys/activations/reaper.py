@@ -8,6 +8,7 @@ something is under way and ends by itself soon after.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -30,14 +31,16 @@ class Reaper:
         self._lock = threading.Lock()
         _running.add(self)
 
-    def wake(self) -> None:
-        """Something departs: the thread runs from now on."""
+    def wake(self) -> bool:
+        """Something departs: the thread runs from now on. False where the system gives none; the next departure asks
+        again."""
         with self._lock:
             if self._thread is None and not self._stopping:
-                self._thread = threading.Thread(
-                    target=_run, args=(self._mover, self), name="memsys-reaper", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=_run, args=(self._mover, self), name="memsys-reaper", daemon=True)
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
+            return self._thread is not None
 
     def may_end(self, mover: Mover) -> bool:
         """Ends the thread's duty if nothing is under way; under the lock, so that no departure falls in between."""

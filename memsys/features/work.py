@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # One thread for all: the gathers it runs are wide enough to fill a link, and more would take cores from the training.
 _executor: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
 
 
 class GatherWork:
@@ -43,7 +45,18 @@ class GatherWork:
 
 def start(table: HostTable, index: Index, out: torch.Tensor | None = None) -> GatherWork:
     """table.gather(index, out) beside the caller, on one thread. Nobody changes index or out before wait()."""
-    return GatherWork(_pool().submit(table._gather_alone, index, out))
+    pool = _pool()
+    return GatherWork(_done(table, index, out) if pool is None else pool.submit(table._gather_alone, index, out))
+
+
+def _done(table: HostTable, index: Index, out: torch.Tensor | None) -> Future[torch.Tensor]:
+    """The gather, done here and now: the system gives no thread."""
+    future: Future[torch.Tensor] = Future()
+    try:
+        future.set_result(table._gather_alone(index, out))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def prefetch(table: HostTable, batches: Iterable[Index], depth: int = 2) -> Iterator[torch.Tensor]:
@@ -76,16 +89,24 @@ def _prefetched(table: HostTable, batches: Iterable[Index], depth: int) -> Itera
         raise failure
 
 
-def _pool() -> ThreadPoolExecutor:
+def _pool() -> ThreadPoolExecutor | None:
+    """None where its thread can't start; the next call asks again."""
     global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(1, thread_name_prefix="memsys-gather")
-    return _executor
+    with _lock:
+        if _executor is None:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="memsys-gather")
+            try:
+                # Nothing that matters: a pool keeps what it could not start a thread for, and would do it later.
+                pool.submit(int)
+            except RuntimeError:
+                return None
+            _executor = pool
+        return _executor
 
 
 def _forget_in_child() -> None:
-    global _executor
-    _executor = None  # whose thread stayed in the parent
+    global _executor, _lock
+    _executor, _lock = None, threading.Lock()  # whose thread, or holder, stayed in the parent
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

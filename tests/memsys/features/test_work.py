@@ -17,6 +17,7 @@ from built import needs_memsys
 needs_memsys()
 
 import memsys  # noqa: E402
+from memsys.features import work  # noqa: E402
 
 ROWS, WIDTH, COUNT = 4000, 100, 1000  # a batch of 400,000 bytes: more than what the pool begins with
 
@@ -245,3 +246,22 @@ def test_a_sampler_may_fill_one_buffer_again_and_again():
             yield buffer.fill_(row)
 
     assert [rows.unique().tolist() for rows in memsys.prefetch(table, batches(), depth=4)] == [[i] for i in range(10)]
+
+
+def test_a_gather_without_a_thread_to_be_had_is_done_at_once(table, x, monkeypatch):
+    """What a pool could not start a thread for stays in its queue; it must not be done twice, into memory of others."""
+
+    def refuse(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    index, other = batches(2)
+    out = torch.empty(COUNT, WIDTH)
+    monkeypatch.setattr(work, "_executor", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "_start_new_thread", refuse)
+        assert torch.equal(table.gather_async(index, out).wait(), x[index])
+        with pytest.raises(memsys.RangeError):
+            table.gather_async(torch.tensor([ROWS])).wait()
+    out.zero_()
+    assert torch.equal(table.gather_async(other).wait(), x[other])
+    assert not out.any()

@@ -29,9 +29,13 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._file = open(os.open(self.path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
-            self._read(purpose)
         except OSError as error:
             raise self._refused(error) from error
+        try:
+            self._read(purpose)
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, checksums: bytes) -> None:
         """Notes that the next tensor is written."""
@@ -54,7 +58,11 @@ class Journal:
 
     def _read(self, purpose: dict[str, object]) -> None:
         end = 0
-        for line in self._file.readall().splitlines(keepends=True):
+        try:
+            lines = self._file.readall().splitlines(keepends=True)
+        except OSError as error:
+            raise self._refused(error) from error
+        for line in lines:
             if not self._ends and _decode(line) != purpose:
                 break
             if self._ends:
@@ -78,8 +86,11 @@ class Journal:
         self._ends.append(self._file.tell())
 
     def _truncate(self, end: int) -> None:
-        self._file.truncate(end)
-        self._file.seek(end)
+        try:
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> SpillError:
         return SpillError(error.errno, f"{self.path}: {error.strerror}; check the disk and call again")

@@ -1,5 +1,7 @@
 """The journal: what it remembers, and that a line cut or changed ends what counts."""
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from built import needs_memsys
 
 needs_memsys()
 
+from memsys import SpillError  # noqa: E402
+from memsys.weights import journal  # noqa: E402
 from memsys.weights.journal import Journal  # noqa: E402
 
 PURPOSE = {"version": 1, "layout": "abc", "source": [["path", 1, 2]]}
@@ -30,6 +34,21 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_it_remembers(path: Path) -> None:
+    assert journal_of(path) == [b"1111", b"", b"33334444"]
+
+
+def test_a_journal_that_cannot_be_read_or_cut_is_told_and_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "refused")
+
+    for name in ("readall", "truncate"):
+        with monkeypatch.context() as patch:
+            kind = type(name, (io.FileIO,), {name: refuse})
+            patch.setattr(journal, "open", lambda file, *_, kind=kind, **__: kind(file, "r+b"), raising=False)
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(SpillError, match="journal"):
+                Journal(str(path), PURPOSE)
+            assert len(os.listdir("/proc/self/fd")) == before
     assert journal_of(path) == [b"1111", b"", b"33334444"]
 
 

@@ -179,7 +179,7 @@ def faulty_output() -> Iterator[list[Fault]]:
     output.os = journal.os = system
 
     def opened(*arguments: Any, **keywords: Any) -> _FaultyRaw:
-        return _FaultyRaw(open(*arguments, **keywords), system)  # noqa: SIM115
+        return _FaultyRaw(open(*arguments, **keywords), system)
 
     journal.open = opened
     kinds = {"write": (*_ERRNOS, "short_transfer", "corrupt"), "read": (*_ERRNOS, "short_transfer", "corrupt"),

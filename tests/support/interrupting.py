@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or between two given lines of memsys. Runs in a process
+"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or at a given one of the moments at which Python looks. Runs in a process
 of its own, whose interrupts are nobody else's.
 """
 
@@ -25,31 +25,28 @@ FOLDER = os.path.dirname(memsys.__file__) + os.sep
 
 
 class Tracer:
-    """Raises KeyboardInterrupt at the k-th line of memsys that runs; counts them all with k = -1."""
+    """Raises KeyboardInterrupt at the k-th moment at which Python looks for signals in memsys's code: a call has begun,
+    or one of C has come back. Counts them all with k = -1."""
 
     def __init__(self, at: int = -1) -> None:
         self.count, self.place = 0, ""
         self._at = at
 
-    def call(self, frame: FrameType, event: str, _: object) -> Any:
-        return self.line if frame.f_code.co_filename.startswith(FOLDER) else None
-
-    def line(self, frame: FrameType, event: str, _: object) -> Any:
-        if event != "line":
-            return self.line
+    def moment(self, frame: FrameType, event: str, _: object) -> None:
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(FOLDER):
+            return
         self.count += 1
         if self.count - 1 == self._at:
             self.place = f"{frame.f_code.co_filename.removeprefix(FOLDER)}:{frame.f_lineno}"
-            sys.settrace(None)
+            sys.setprofile(None)
             raise KeyboardInterrupt
-        return self.line
 
     def __enter__(self) -> Tracer:
-        sys.settrace(self.call)
+        sys.setprofile(self.moment)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.setprofile(None)
 
 
 class Timer:
@@ -75,14 +72,14 @@ class Timer:
 
 
 def main() -> None:
-    """Arguments: the load, a folder, "timer" or "lines", how often, a seed. Prints the findings as JSON."""
+    """Arguments: the load, a folder, "timer" or "moments", how often, a seed. Prints the findings as JSON."""
     name, folder, how, count, seed = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     swallowed: list[str] = []
     sys.unraisablehook = lambda told: swallowed.append(f"{told.exc_type.__name__} in {told.object!r:.80}")
     load, chance = load_named(name, folder), random.Random(seed)
     found: dict[str, Any] = {"interrupts": 0, "after_the_end": 0, "swallowed": 0, "wrong": []}
     for at in _moments(load, how, count, chance):
-        tool = Tracer(at) if how == "lines" else Timer(at)
+        tool = Tracer(at) if how == "moments" else Timer(at)
         error = _one(load, tool, swallowed, found)
         if error:
             found["wrong"].append(f"{name}, {how} at {at} ({tool.place}): {error}")
@@ -94,7 +91,7 @@ def _moments(load: Any, how: str, count: int, chance: random.Random) -> list[Any
     load.use(subject)
     with Tracer() as tracer:
         begin = time.monotonic()
-        load.use(subject) if how == "lines" else None
+        load.use(subject) if how == "moments" else None
     if how == "timer":
         load.use(subject)
         seconds = time.monotonic() - begin
@@ -102,8 +99,8 @@ def _moments(load: Any, how: str, count: int, chance: random.Random) -> list[Any
     load.end(subject)
     if how == "timer":
         return [max(1e-5, chance.uniform(0, 1.2 * seconds)) for _ in range(count)]
-    lines = range(tracer.count)
-    return list(lines) if count >= len(lines) else sorted(chance.sample(lines, count))
+    moments = range(tracer.count)
+    return list(moments) if count >= len(moments) else sorted(chance.sample(moments, count))
 
 
 def _one(load: Any, tool: Any, swallowed: list[str], found: dict[str, Any]) -> str | None:

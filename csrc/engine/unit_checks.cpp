@@ -29,6 +29,8 @@ void expect_sensible(const UnitRange& range, size_t value_count) {
   MEMSYS_EXPECT(std::cmp_equal(unit_count, value_count), InputError,
                 describe(range) + ": wanted " + std::to_string(unit_count) + " values, found " +
                     std::to_string(value_count) + "; give one a unit");
+  // Whoever looks for a unit computes where it would end if it were whole.
+  static_cast<void>(checked_add(range.offset_bytes, checked_multiply(unit_count, range.unit_bytes)));
 }
 
 }  // namespace
@@ -80,8 +82,9 @@ void UnitChecks::visit_due(const ByteSpan& span, Visit visit) const {
     const int64_t skipped = std::max<int64_t>(0, span.begin_bytes - range.offset_bytes);
     for (int64_t index = (skipped + range.unit_bytes - 1) / range.unit_bytes;; ++index) {
       const int64_t begin = range.offset_bytes + index * range.unit_bytes;
+      if (begin >= range.end_bytes()) break;
       const ByteSpan unit{begin, std::min(begin + range.unit_bytes, range.end_bytes())};
-      if (begin >= range.end_bytes() || unit.end_bytes > span.end_bytes) break;
+      if (unit.end_bytes > span.end_bytes) break;
       if (mode_ == VerifyMode::first && entry->is_right(index)) continue;
       if (!visit(*entry, index, unit)) return;
     }

@@ -21,6 +21,7 @@ BELOW = {
     "kernels": {"base", "plan", "device", "io", "memory"},
     "engine": {"base", "plan", "device", "io", "memory", "kernels"},
     "bindings": {"base", "plan", "device", "io", "memory", "kernels", "engine"},
+    "fuzz": {"base", "plan", "io", "engine"},  # of tests alone
 }
 # Headers with one home: a pattern of the header's name, and one of the files that may include it.
 HOMES = {

@@ -1,0 +1,1 @@
+"""`memsys verify script.py`: a training script run twice in processes of its own, its gradients compared."""

@@ -5,12 +5,9 @@ The scenarios are those of tests/memsys/activations/test_lifetime.py; here each 
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import inspect
 import time
 from collections.abc import Iterator
-from types import ModuleType
 
 import pytest
 from built import needs_memsys
@@ -19,6 +16,7 @@ needs_memsys()
 
 import proof  # noqa: E402
 from gradients import DROPPED, TIERS  # noqa: E402
+from scenario_files import scenarios  # noqa: E402
 
 import memsys  # noqa: E402
 from memsys import _C, runtimes  # noqa: E402
@@ -26,7 +24,7 @@ from memsys.activations.recipes import RecipeBook  # noqa: E402
 
 pytestmark = pytest.mark.proof
 
-SCENARIOS = proof.ROOT / "tests" / "memsys" / "activations" / "test_lifetime.py"
+SCENARIOS = "memsys/activations/test_lifetime.py"
 _IN_UNPACK = [{"fault": "io_error", "kind": memsys.SpillError}, {"fault": "corrupt", "kind": memsys.CorruptionError}]
 # Name: scenarios, each with the values of what it leaves open besides policy, tmp_path and faulty.
 CASES: dict[str, list[tuple[str, list[dict]]]] = {
@@ -64,14 +62,6 @@ ROADS = {**TIERS, "dropped": DROPPED}
 _passed: dict[str, float] = {}
 
 
-@functools.cache
-def scenarios() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lifetime_scenarios", SCENARIOS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def faulty() -> Iterator[_C.Runtime]:
     """A runtime whose reads and writes can be made to fail; in force for scenarios that ask for it."""
@@ -83,7 +73,7 @@ def faulty() -> Iterator[_C.Runtime]:
 def test_lifetime(case, faulty, tmp_path, monkeypatch):
     begin = time.monotonic()
     for name, rows in CASES[case]:
-        scenario = getattr(scenarios(), name)
+        scenario = getattr(scenarios(SCENARIOS), name)
         wanted = inspect.signature(scenario).parameters
         for road in ROADS if "policy" in wanted else ["file"]:
             with monkeypatch.context() as patch:

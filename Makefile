@@ -41,6 +41,7 @@ proof:
 
 scoreboard:
 	MEMSYS_PROOF_DIR=$(RESULTS)/proof pytest tests/proof -m proof
+	python3 benchmarks/scoreboard.py
 
 # Every benchmark once, so that none rots; the figures mean nothing.
 bench-smoke:

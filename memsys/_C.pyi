@@ -13,9 +13,7 @@ class DeviceKind(enum.Enum):
     host, simulated, cuda = 0, 1, 2
 
 class IoEngineChoice(enum.Enum):
-    automatic = 0
-    threads = 1
-    uring = 2
+    automatic, threads, uring = 0, 1, 2
 
 class FaultSeam(enum.Enum):
     none, faulty = 0, 1
@@ -24,15 +22,8 @@ class FaultSpan(enum.Enum):
     once, persistent = 0, 1
 
 class IoFault(enum.Enum):
-    none = 0
-    no_space = 1
-    io_error = 2
-    interrupted = 3
-    again = 4
-    short_transfer = 5
-    corrupt = 6
-    truncated = 7
-    refused = 8
+    none, no_space, io_error, interrupted, again = 0, 1, 2, 3, 4
+    short_transfer, corrupt, truncated, refused = 5, 6, 7, 8
 
 class IoOperation(enum.Enum):
     any, read, write = 0, 1, 2

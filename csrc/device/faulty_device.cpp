@@ -46,6 +46,7 @@ class FaultyDevice final : public Device {
   void note_free(const void* pointer, int64_t bytes, StreamView stream) override {
     inner_->note_free(pointer, bytes, stream);
   }
+  void note_user(const void* pointer, StreamView stream) override { inner_->note_user(pointer, stream); }
 
  private:
   const std::shared_ptr<Device> inner_;

@@ -73,19 +73,22 @@ def plan(
     options = OffloadOptions(device_budget, host_budget, disk_budget, spill_dir, min_bytes=min_bytes,
                              exclude=tuple(exclude))  # fmt: skip
     with _session_of(model, options, rows) as session:
-        begin = time.perf_counter()
+        return _planned(session.planner, trial)
+
+
+def _planned(planner: Planner, trial: TrialStep) -> Plan:
+    begin = time.perf_counter()
+    trial.run()
+    step = planner.take_last()
+    is_short = time.perf_counter() - begin < _LONGEST_FIRST_S
+    if is_short:
         trial.run()
-        step = session.planner.take_last()
-        is_short = time.perf_counter() - begin < _LONGEST_FIRST_S
-        if is_short:
-            trial.run()
-            step = session.planner.take_last()
-        if step is None or not step.recorder.sizes:
-            raise InputError("plan: the step saved no tensor of at least min_bytes that is not a parameter; lower "
-                             "min_bytes, or do without memsys here")  # fmt: skip
-        made = session.planner.plan_for(step)
-        is_tried = is_short and made.swap.declined is None
-        return _tried(made, session.planner, trial) if is_tried else made
+        step = planner.take_last()
+    if step is None or not step.recorder.sizes:
+        raise InputError("plan: the step saved no tensor of at least min_bytes that is not a parameter; lower "
+                         "min_bytes, or do without memsys here")  # fmt: skip
+    made = planner.plan_for(step)
+    return _tried(made, planner, trial) if is_short and made.swap.declined is None else made
 
 
 def _tried(made: Plan, planner: Planner, trial: TrialStep) -> Plan:

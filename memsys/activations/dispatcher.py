@@ -77,9 +77,17 @@ class Dispatcher:
         self._claims = tuple(claimant.claim for claimant in self.claimants)
         self._backward_claims = tuple(claimant.claim for claimant in self.claimants if claimant.in_backward)
         _close_stranded()
-        self._hooks.__enter__()
-        self._top = _tensor.top_hooks()
-        _state.dispatchers = (*_state.dispatchers, self)
+        before = _state.dispatchers
+        try:
+            self._hooks.__enter__()
+            self._top = _tensor.top_hooks()
+            _state.dispatchers = (*before, self)
+        except BaseException:  # an interrupt: nobody would close them
+            _state.dispatchers = before
+            top = _tensor.top_hooks()
+            if top is not None and top[0] == self._pack:
+                _tensor.pop_hooks()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:

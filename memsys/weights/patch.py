@@ -38,8 +38,8 @@ class Visit:
             if torch.is_grad_enabled() and session.claim not in innermost_claimants():
                 self._scope = Dispatcher([session.claim], passes_on=True)
                 self._scope.__enter__()
-        except BaseException:
-            session.leave(self._index)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

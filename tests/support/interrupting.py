@@ -1,5 +1,5 @@
-"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or at a given one of the moments at which Python looks. Runs in a process
-of its own, whose interrupts are nobody else's.
+"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or at a given one of the moments at which Python looks.
+Runs in a process of its own, whose interrupts are nobody else's.
 """
 
 from __future__ import annotations

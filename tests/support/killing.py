@@ -30,6 +30,8 @@ def main() -> None:
 
 def _kill_often(load: Any, folder: Path, count: int, chance: random.Random) -> dict[str, Any]:
     longest_s = _time_of_use(load)
+    if isinstance(load, Packing):
+        load.make()  # what an earlier interruption left, to go on from
     before, left, held, wrong = _state(folder), [], [], []
     resumed = 0
     for _ in range(count):
@@ -40,7 +42,7 @@ def _kill_often(load: Any, folder: Path, count: int, chance: random.Random) -> d
             resumed += any(one.name.endswith(".partial") for one in load._path.parent.iterdir())
             if (status := _in_child(lambda: _pack_again(load))) != 0:
                 wrong.append(f"packing after a death: {status}")
-            load.make()  # removes the whole file
+            load.make()
         end = time.monotonic() + REST_S
         while (now := _state(folder)) != before and time.monotonic() < end:
             time.sleep(0.002)

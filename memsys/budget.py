@@ -18,6 +18,7 @@ _UNIT_BYTES |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgtp"
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*|%)\s*", re.ASCII)
 # Byte counts cross into C++ as int64.
 _LARGEST_BYTES = (1 << 63) - 1
+_LONGEST_TEXT = 100
 # cgroup v1 says "no limit" with a number near 2**63; anything this large is no limit of a real machine.
 _NO_LIMIT_BYTES = 1 << 60
 _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
@@ -28,9 +29,17 @@ class BudgetFormatError(ValueError):
 
     def __init__(self, asked: object, reason: str) -> None:
         super().__init__(
-            f"budget {asked!r} {reason}; accepted: a whole number of bytes, a number with KB, MB, GB, TB, KiB, MiB, "
-            f'GiB or TiB, or a percentage of what is free from 0% to 100%; example: "20GiB"'
+            f"budget {_shown(asked)} {reason}; accepted: a whole number of bytes, a number with KB, MB, GB, TB, KiB, "
+            f'MiB, GiB or TiB, or a percentage of what is free from 0% to 100%; example: "20GiB"'
         )
+
+
+def _shown(asked: object) -> str:
+    """What was asked, at a length that a message can have: Python itself writes no number of more than 4300 digits."""
+    if isinstance(asked, int) and asked.bit_length() > 256:
+        return f"of {'-' if asked < 0 else ''}2**{asked.bit_length() - 1} and more"
+    text = repr(asked)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def parse_budget(value: int | str | None, available: Callable[[], int]) -> int | None:
@@ -57,6 +66,8 @@ def parse_budget(value: int | str | None, available: Callable[[], int]) -> int |
 
 
 def _parse_text(text: str, available: Callable[[], int]) -> int:
+    if len(text) > _LONGEST_TEXT:
+        raise BudgetFormatError(text, f"has {len(text)} characters, more than a number with a unit needs")
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise BudgetFormatError(text, "is not a number with a unit")

@@ -63,6 +63,17 @@ def test_nonsense_is_rejected_with_help(value):
     assert isinstance(caught.value, ValueError)
 
 
+LONG = {"text": "1" * 5000 + "GiB", "digits": "1" * 5000, "spaces": " " * 5000 + "1", "number": 10**5000,
+        "negative": -(10**5000), "list": [10**99] * 99}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", LONG.values(), ids=list(LONG))
+def test_nonsense_of_any_length_is_rejected_in_few_words(value):
+    with pytest.raises(BudgetFormatError) as caught:
+        parse_budget(value, unused)
+    assert "accepted:" in str(caught.value) and len(str(caught.value)) < 400
+
+
 @given(st.integers(0, 2**63 - 1))
 def test_integers_are_themselves(count):
     assert parse_budget(count, unused) == count == parse_budget(str(count), unused)

@@ -8,18 +8,18 @@ too, and the smaller slab wins.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from memsys import _C
 from memsys.errors import InputError
+from memsys.planning import document
 from memsys.planning.exact_addresses import place_exactly
 from memsys.planning.trace import Request
 
-FORMAT = "memsys-addresses-1"
+FORMAT = "memsys-addresses-2"
 ALIGNMENT = 512  # what torch's own allocator aligns to, so that no kernel finds its tensors worse aligned
 _WORK = 300_000_000  # comparisons a plan may take: about half a second
 _BLOCK_WORK = 30_000_000
@@ -65,29 +65,15 @@ class AddressPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(self)}, file)
+        document.write(path, FORMAT, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AddressPlan:
         """Reads what `save` wrote and checks it. Raises InputError for a file that is no plan or contradicts itself."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                plan = cls._from_dict(json.load(file))
+        with document.refusing(path, "a plan of addresses that memsys saved", "plan it again by plan_addresses"):
+            plan = document.read(path, FORMAT, cls)
             _check(plan)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{os.fspath(path)!r}: wanted a plan of addresses that memsys saved, found something else "
-                             f"({error}); plan it again by plan_addresses") from None  # fmt: skip
         return plan
-
-    @classmethod
-    def _from_dict(cls, found: Mapping[str, object]) -> AddressPlan:
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
-        values = {item.name: found[item.name] for item in fields(cls)}
-        values["requests"] = tuple(Request(**row) for row in values["requests"])
-        values["blocks"] = tuple(BlockPlan(**row) for row in values["blocks"])
-        return cls(**{**values, "offsets": tuple(values["offsets"])})
 
 
 def plan_addresses(

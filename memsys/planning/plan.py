@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from memsys.budget import format_bytes
-from memsys.errors import InputError
+from memsys.planning import document
 from memsys.planning.swap_plan import Budgets, Choice, Hardware, Prediction, SwapPlan
 from memsys.planning.trace import StepTrace
 
 if TYPE_CHECKING:
     from memsys.planning.schedule import Schedule
 
-FORMAT = "memsys-plan-1"
+FORMAT = "memsys-plan-2"
 
 
 @dataclass(frozen=True)
@@ -40,32 +38,22 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
-        found = {"format": FORMAT, "trace": self.trace.as_dict(), "swap": self.swap.as_dict(),
-                 "budgets": asdict(self.budgets), "hardware": asdict(self.hardware),
-                 "min_bytes": self.min_bytes}  # fmt: skip
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(found, file)
+        document.write(path, FORMAT, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Reads what `save` wrote. Raises InputError for a file that is no plan."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                return cls._from_dict(json.load(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{os.fspath(path)!r}: wanted a plan that memsys saved, found something else ({error}); "
-                             "make it again by memsys.plan") from None  # fmt: skip
+        """Reads what `save` wrote. Raises InputError for a file that is no plan, or not the one that was saved."""
+        with document.refusing(path, "a plan that memsys saved", "make it again by memsys.plan"):
+            plan = document.read(path, FORMAT, cls)
+            plan.check()
+        return plan
 
-    @classmethod
-    def _from_dict(cls, found: Mapping[str, object]) -> Plan:
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
-        swap = SwapPlan.from_dict(found["swap"])
-        trace = StepTrace.from_dict(found["trace"])
-        if len(swap.choices) != len(trace.spans):
-            raise ValueError(f"{len(swap.choices)} choices for {len(trace.spans)} spans")
-        hardware = Hardware.from_dict(found["hardware"])
-        return cls(trace, swap, Budgets(**found["budgets"]), hardware, found["min_bytes"])
+    def check(self) -> None:
+        """Raises ValueError for a plan that contradicts itself or its trace."""
+        self.trace.check()
+        self.swap.check()
+        if len(self.swap.choices) != len(self.trace.spans):
+            raise ValueError(f"{len(self.swap.choices)} choices for {len(self.trace.spans)} spans")
 
     def schedule(self) -> Schedule:
         """The step under the plan: what each lane does when, and how full each tier is."""

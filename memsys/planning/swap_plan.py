@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 
-from memsys.errors import InputError
+from memsys.planning import document
 from memsys.planning.describe import describe
 
-FORMAT = "memsys-plan-1"
+FORMAT = "memsys-swap-plan-2"
 
 
 class Choice(Enum):
@@ -56,11 +55,6 @@ class Hardware:
     file: Link | None
     host: Link | None = None
     window_bytes: int = 24 << 20  # at most so many bytes leave, and as many are prefetched, at once
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, object]) -> Hardware:
-        links = {name: None if found[name] is None else Link(**found[name]) for name in ("file", "host")}
-        return cls(**{**found, **links})
 
 
 @dataclass(frozen=True)
@@ -116,37 +110,21 @@ class SwapPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.as_dict(), file)
-
-    def as_dict(self) -> dict[str, object]:
-        """What `from_dict` takes: numbers, words, lists and dictionaries."""
-        values = {**asdict(self), "choices": [choice.value for choice in self.choices], "row_tier": self.row_tier.value}
-        return {"format": FORMAT, **values}
+        document.write(path, FORMAT, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SwapPlan:
-        """Reads what `save` wrote. Raises InputError for a file that is no plan."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                return cls.from_dict(json.load(file))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{os.fspath(path)!r}: wanted a plan that memsys saved, found something else ({error!r}); "
-                             "make it again by memsys.plan") from None  # fmt: skip
+        """Reads what `save` wrote. Raises InputError for a file that is no plan, or not the one that was saved."""
+        with document.refusing(path, "a plan that memsys saved", "make it again by memsys.plan"):
+            plan = document.read(path, FORMAT, cls)
+            plan.check()
+        return plan
 
-    @classmethod
-    def from_dict(cls, found: Mapping[str, object]) -> SwapPlan:
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
-        values = {item.name: found[item.name] for item in fields(cls)}
-        values["choices"] = tuple(Choice(word) for word in found["choices"])
-        values["row_tier"] = Choice(found["row_tier"])
-        values["alphas"] = {int(id_): float(alpha) for id_, alpha in found["alphas"].items()}
-        values["reruns"] = tuple(found["reruns"])
-        values["signature"] = tuple(found["signature"])
-        values["budgets"] = Budgets(**found["budgets"])
-        values["hardware"] = None if found["hardware"] is None else Hardware.from_dict(found["hardware"])
-        values["predicted"] = None if found["predicted"] is None else Prediction(**found["predicted"])
-        if values["signature"] and len(values["signature"]) != len(values["choices"]):
-            raise ValueError(f"{len(values['choices'])} choices for {len(values['signature'])} spans")
-        return cls(**values)
+    def check(self) -> None:
+        """Raises ValueError for a plan that contradicts itself."""
+        if self.signature and len(self.signature) != len(self.choices):
+            raise ValueError(f"{len(self.choices)} choices for {len(self.signature)} spans")
+        if self.row_tier not in (Choice.HOST, Choice.FILE):
+            raise ValueError(f"rows go to {self.row_tier.value!r}, wanted host or file")
+        if not all(0 <= alpha <= 1 for alpha in self.alphas.values()):
+            raise ValueError(f"shares of rows {dict(self.alphas)}, wanted from 0 to 1")

@@ -6,14 +6,13 @@ Times count microseconds of compute from the step's first operation; waiting for
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 
-from memsys.errors import InputError
+from memsys.planning import document
 
-FORMAT = "memsys-trace-1"
+FORMAT = "memsys-trace-2"
 
 
 @dataclass(frozen=True)
@@ -104,33 +103,28 @@ class StepTrace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the trace as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.as_dict(), file)
+        document.write(path, FORMAT, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StepTrace:
-        """Reads what `save` wrote. Raises InputError for a file that is no trace."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
-            return cls.from_dict(found)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{os.fspath(path)!r}: wanted a trace that memsys saved, found something else ({error}); "
-                             "record it again by memsys.plan or `memsys trace`") from None  # fmt: skip
+        """Reads what `save` wrote. Raises InputError for a file that is no trace, or not the one that was saved."""
+        with document.refusing(path, "a trace that memsys saved", "record it again by memsys.plan or `memsys trace`"):
+            trace = document.read(path, FORMAT, cls)
+            trace.check()
+        return trace
 
-    def as_dict(self) -> dict[str, object]:
-        """What `save` writes, and `from_dict` reads."""
-        return {"format": FORMAT, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, object]) -> StepTrace:
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, wanted {FORMAT!r}")
-        values = {item.name: found[item.name] for item in fields(cls)}
-        for name, kind in (("spans", SpanRecord), ("segments", SegmentRecord), ("requests", Request)):
-            values[name] = tuple(kind(**_tuples(record)) for record in values[name])
-        return cls(**values)
-
-
-def _tuples(record: Mapping[str, object]) -> dict[str, object]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    def check(self) -> None:
+        """Raises ValueError where a span or segment speaks of what is not there, or a size or time is negative."""
+        for place, span in enumerate(self.spans):
+            if span.index != place or not all(0 <= index < len(self.spans) for index in span.remake_inputs):
+                raise ValueError(f"span {place} has the number {span.index} and is made from {span.remake_inputs}")
+            if min(span.bytes, span.row_bytes, span.saved_us, span.first_use_us, span.last_use_us, *span.shape) < 0:
+                raise ValueError(f"span {place} has a negative size or time")
+        for segment in self.segments:
+            if not all(0 <= index < len(self.spans) for index in segment.inputs) or segment.row_count < 1:
+                raise ValueError(f"segment {segment.id} has {segment.row_count} rows and reads {segment.inputs}")
+        known = {segment.id for segment in self.segments}
+        if any(span.segment not in known for span in self.spans if span.segment != -1):
+            raise ValueError("a span is of a segment that is not there")
+        if min(self.forward_us, self.backward_us, self.transient_peak_bytes) < 0:
+            raise ValueError("a step has a negative time or size")

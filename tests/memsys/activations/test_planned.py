@@ -173,7 +173,7 @@ def test_a_plan_is_saved_and_loaded(tmp_path, mixed):
     assert "keep:" in str(plan) and "budget 64.0 MiB" in str(plan)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": "memsys-plan-1"}', '{"format": "memsys-trace-1"}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "memsys-plan-2"}', '{"format": "memsys-trace-2"}'])
 def test_a_file_that_is_no_plan(text, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_files import rewrite
 
 from memsys.errors import InputError, UnsupportedError
 from memsys.planning.addresses import AddressPlan, plan_addresses
@@ -91,12 +91,12 @@ def test_a_saved_plan_comes_back(tmp_path) -> None:
     assert AddressPlan.load(path) == plan
 
 
-@pytest.mark.parametrize("change", [{"format": "other"}, {"offsets": [0] * 57}, {"peak_bytes": 512}, {"offsets": []}])
+@pytest.mark.parametrize("change", [{"alignment": "512"}, {"offsets": [0] * 57}, {"peak_bytes": 512}, {"offsets": []}])
 def test_a_file_that_is_no_plan_is_refused(tmp_path, change) -> None:
     plan = plan_addresses(step(3))
     path = tmp_path / "plan.json"
     plan.save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    rewrite(path, change)
     with pytest.raises(InputError, match="wanted a plan of addresses"):
         AddressPlan.load(path)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from plan_files import rewrite
 from step_traces import decoder_trace
 
 from memsys.errors import InputError
@@ -32,24 +32,26 @@ def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"format": "memsys-trace-1"}, "memsys-trace-1"),
         ({"choices": ["keep", "nowhere"]}, "nowhere"),
         ({"budgets": {"device_bytes": 1, "gpu_bytes": 2}}, "gpu_bytes"),
         ({"choices": ["keep"], "signature": [1, 2]}, "1 choices for 2 spans"),
-        ({"alphas": [1.0]}, "list"),
+        ({"row_tier": "keep"}, "rows go to"),
+        ({"alphas": [1.0]}, "alphas: wanted"),
+        ({"alphas": {"0": 1.5}}, "from 0 to 1"),
+        ({"solve_us": "1"}, "solve_us: wanted float"),
     ],
 )
 def test_a_malformed_plan_is_refused(tmp_path: Path, change: dict[str, object], found: str) -> None:
     path = tmp_path / "plan.json"
     solved().save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    rewrite(path, change)
     with pytest.raises(InputError, match=found):
         SwapPlan.load(path)
 
 
 def test_what_is_no_json_or_lacks_a_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    for text in ("not a plan", "[]", '{"format": "memsys-plan-1"}'):
+    for text in ("not a plan", "[]", '{"format": "memsys-swap-plan-2"}', '{"format": "memsys-trace-2"}'):
         path.write_text(text)
         with pytest.raises(InputError, match=r"plan\.json"):
             SwapPlan.load(path)

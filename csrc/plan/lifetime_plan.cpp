@@ -21,9 +21,13 @@ constexpr int64_t kNoCeiling = std::numeric_limits<int64_t>::max();
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
 // Sizes rounded, positions renumbered without gaps: the same overlaps in fewer of them.
-LifetimeProblem normalized(std::span<const LifetimeRequest> requests, int64_t alignment) {
+void expect_power_of_two(int64_t alignment) {
   MEMSYS_EXPECT(alignment > 0 && (alignment & (alignment - 1)) == 0, InputError,
                 "lifetime plan: alignment " + std::to_string(alignment) + " is not a power of two");
+}
+
+LifetimeProblem normalized(std::span<const LifetimeRequest> requests, int64_t alignment) {
+  expect_power_of_two(alignment);
   LifetimeProblem problem;
   std::vector<int64_t> positions;
   int64_t total = 0;
@@ -199,8 +203,11 @@ int64_t check_placement(std::span<const LifetimeRequest> requests, std::span<con
   MEMSYS_EXPECT(requests.size() == offsets.size(), InputError,
                 "lifetime plan: " + std::to_string(offsets.size()) + " offsets for " + std::to_string(requests.size()) +
                     " requests");
+  expect_power_of_two(alignment);
   std::vector<std::tuple<int64_t, int, size_t>> events;  // releases before requests: lifetimes are half-open
   for (size_t index = 0; index < requests.size(); ++index) {
+    MEMSYS_EXPECT(requests[index].bytes > 0 && requests[index].begin < requests[index].end, InputError,
+                  "lifetime plan: request " + std::to_string(index) + " has no bytes or no life");
     events.emplace_back(requests[index].begin, 1, index);
     events.emplace_back(requests[index].end, 0, index);
   }
@@ -208,7 +215,7 @@ int64_t check_placement(std::span<const LifetimeRequest> requests, std::span<con
   std::map<int64_t, int64_t> alive;  // offset -> end
   int64_t peak = 0;
   for (const auto& [position, kind, index] : events) {
-    const int64_t begin = offsets[index], end = begin + requests[index].bytes;
+    const int64_t begin = offsets[index], end = checked_add(begin, requests[index].bytes);
     if (kind == 0) {
       alive.erase(begin);
       continue;

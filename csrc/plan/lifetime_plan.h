@@ -38,7 +38,8 @@ LifetimePlan plan_lifetimes(std::span<const LifetimeRequest> requests, const Lif
 // The most bytes alive at once, each request rounded to `alignment`.
 int64_t live_peak(std::span<const LifetimeRequest> requests, int64_t alignment = 1);
 
-// Throws Error if two requests alive at once overlap, or an offset is not aligned; gives back the slab's size.
+// Throws Error if two requests alive at once overlap, or an offset is not aligned, and InputError for a request without
+// bytes or without a life, or an alignment that is no power of two; gives back the slab's size.
 int64_t check_placement(std::span<const LifetimeRequest> requests, std::span<const int64_t> offsets, int64_t alignment);
 
 }  // namespace memsys

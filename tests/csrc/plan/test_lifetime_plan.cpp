@@ -1,6 +1,7 @@
 // Plans of addresses: never an overlap, never below the bound, exact where the best is known, quick for many requests.
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -185,4 +186,18 @@ TEST(a_hundred_thousand_requests_take_seconds) {
   std::printf("    %zu requests in %.1f s: %.4f of the bound, by %s\n", requests.size(), seconds,
               static_cast<double>(plan.peak_bytes) / static_cast<double>(plan.bound_bytes), plan.order.c_str());
   CHECK(seconds < 60);
+}
+
+// Found by fuzzing plan files: an alignment of 0 ended the process.
+TEST(check_placement_refuses_what_makes_no_sense) {
+  const std::vector<LifetimeRequest> one{{512, 0, 1}};
+  const std::vector<int64_t> offset{0};
+  CHECK_EQUAL(check_placement(one, offset, 512), 512);
+  for (const int64_t alignment : {0, -1, 3}) CHECK_THROWS(check_placement(one, offset, alignment), InputError);
+  CHECK_THROWS(check_placement(one, std::vector<int64_t>{}, 512), InputError);
+  CHECK_THROWS(check_placement(one, std::vector<int64_t>{-512}, 512), Error);
+  CHECK_THROWS(check_placement(one, std::vector<int64_t>{1}, 512), Error);
+  CHECK_THROWS(check_placement(one, std::vector<int64_t>{std::numeric_limits<int64_t>::max() - 511}, 1), InputError);
+  for (const LifetimeRequest& bad : {LifetimeRequest{0, 0, 1}, {-512, 0, 1}, {512, 1, 1}, {512, 2, 1}})
+    CHECK_THROWS(check_placement(std::vector<LifetimeRequest>{bad}, offset, 512), InputError);
 }

@@ -41,8 +41,8 @@ class SavedSpan:
         self.is_prefetched = False
         self.restored: weakref.ref | None = None
         self.stream = mover.backend.current_stream()  # on which the bytes were packed, or last made again
-        # The operation that saves them reads them on this stream, maybe yet to come; their block may be another's, which
-        # does not wait for that when memsys lets the bytes go ahead of their time.
+        # The operation that saves them reads them on this stream, maybe yet to come; their block may be another's,
+        # which does not wait for that when memsys lets the bytes go ahead of their time.
         mover.backend.note_user(storage)
         self.loaded: torch.UntypedStorage | None = None  # held while other handles still want it
         self.unread_count = 0

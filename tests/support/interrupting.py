@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or at a given one of the moments at which Python looks.
+"""Ctrl-C at any moment of a use: by a timer, as a signal comes, or at one given moment of those at which Python looks.
 Runs in a process of its own, whose interrupts are nobody else's.
 """
 

@@ -25,6 +25,7 @@ from memsys.activations.offload import session_of
 from memsys.runtimes import override_runtime
 
 WIDTH, ROWS = 8, 4
+HOST_BYTES = 2 << 20  # a small slab is quickly made
 WINDOWS = (400, 2_000, 1 << 20)
 
 
@@ -283,7 +284,7 @@ class SimulatedWorld(World):
     def run(self) -> list[Tensor | None]:
         override_runtime(self.torch.runtime, self.torch.backend)
         try:
-            memsys.offload(self.model, policy=self.decide, min_bytes=1)
+            memsys.offload(self.model, policy=self.decide, min_bytes=1, host_budget=HOST_BYTES)
             session = session_of(self.model)
             session._prepare(torch.device("cpu"))
             self.mover = session._mover

@@ -68,6 +68,7 @@ void FileSpan::write(const void* source, const FileLane& lane, Finish finish) {
   const int64_t suffix_bytes = bytes_ - prefix_bytes_ - middle_bytes_;
   copy_edge(edges_.data(), bytes, prefix_bytes_);
   copy_edge(edges_.data() + prefix_bytes_, bytes + bytes_ - suffix_bytes, suffix_bytes);
+  edge_checksum_ = checksum_of_edges(bytes);
   if (pieces_.empty()) return finish(nullptr);
   auto progress = make_small<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
   for (Piece& piece : pieces_) {
@@ -88,7 +89,8 @@ void FileSpan::read(void* target, const FileLane& lane, Finish finish) {
   const int64_t suffix_bytes = bytes_ - prefix_bytes_ - middle_bytes_;
   copy_edge(bytes, edges_.data(), prefix_bytes_);
   copy_edge(bytes + bytes_ - suffix_bytes, edges_.data() + prefix_bytes_, suffix_bytes);
-  if (pieces_.empty()) return lane.executor->post(lane.read_queue, [finish] { finish(nullptr); });
+  const std::exception_ptr spoilt = verify_edges(bytes);
+  if (pieces_.empty() || spoilt) return lane.executor->post(lane.read_queue, [finish, spoilt] { finish(spoilt); });
   auto progress = make_small<Progress>(shared_from_this(), std::move(finish), static_cast<int64_t>(pieces_.size()));
   for (const Piece& piece : pieces_) {
     unsigned char* data = bytes + prefix_bytes_ + piece.begin_bytes;
@@ -110,6 +112,20 @@ void FileSpan::read(void* target, const FileLane& lane, Finish finish) {
                       .bytes = piece.size_bytes},
                      arrived);
   }
+}
+
+uint32_t FileSpan::checksum_of_edges(const unsigned char* bytes) const {
+  const int64_t suffix_bytes = bytes_ - prefix_bytes_ - middle_bytes_;
+  return crc32c(bytes + bytes_ - suffix_bytes, suffix_bytes, crc32c(bytes, prefix_bytes_));
+}
+
+std::exception_ptr FileSpan::verify_edges(const unsigned char* bytes) const {
+  const uint32_t found = checksum_of_edges(bytes);
+  if (found == edge_checksum_) return nullptr;
+  return std::make_exception_ptr(CorruptionError(
+      "edges of a spilled tensor, " + format_bytes(static_cast<int64_t>(edges_.size())) +
+      " in memory: checksum wanted " + std::to_string(edge_checksum_) + ", found " + std::to_string(found) +
+      "; something wrote to this memory; run once more under a memory checker"));
 }
 
 std::exception_ptr FileSpan::verify(const Piece& piece, const void* data) const {

@@ -1,13 +1,14 @@
 // One block's bytes in the spill file. Only the aligned middle goes to the file, straight from and into the
-// tensor's own memory; the ragged edges (under one sector each) stay in RAM. Torch's blocks start at 64 modulo the
-// page, so without this every direct transfer would need a bounce copy, which costs the compute threads their core.
-// Every piece written has a checksum, and no read ends well without it.
+// tensor's own memory; the ragged edges (under one sector each) stay in RAM, with a checksum of their own. Torch's
+// blocks start at 64 modulo the page, so without this every direct transfer would need a bounce copy, which costs the
+// compute threads their core. Every piece written has a checksum, and no read ends well without it.
 #pragma once
 
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <span>
 
 #include "base/executor.h"
 #include "base/small_memory.h"
@@ -43,6 +44,8 @@ class FileSpan : public std::enable_shared_from_this<FileSpan> {
   void read(void* target, const FileLane& lane, Finish finish);
 
   int64_t file_bytes() const { return middle_bytes_; }
+  // What stays in memory; for tests, which spoil it.
+  std::span<unsigned char> edges() { return {edges_.data(), edges_.size()}; }
 
  private:
   struct Piece {
@@ -51,11 +54,14 @@ class FileSpan : public std::enable_shared_from_this<FileSpan> {
   };
   struct Progress;
   std::exception_ptr verify(const Piece& piece, const void* data) const;
+  std::exception_ptr verify_edges(const unsigned char* bytes) const;
+  uint32_t checksum_of_edges(const unsigned char* bytes) const;
 
   const std::shared_ptr<SpillSpace> space_;
   const std::shared_ptr<File> file_;
   int64_t bytes_, prefix_bytes_ = 0, middle_bytes_ = 0, offset_ = -1;
   SmallVector<unsigned char> edges_;  // prefix, then suffix
+  uint32_t edge_checksum_ = 0;
   SmallVector<Piece> pieces_;
 };
 

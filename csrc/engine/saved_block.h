@@ -57,8 +57,9 @@ struct Arrival {
   int64_t owned_offset_bytes = 0;        // where the bytes start in it
   EventRef allocated;                    // the target's stream at its allocation
   EventRef copied_in;                    // staged path: valid once `issued`
-  Ticket issued;                         // the copy is on its lane (staged), or the bytes are there (direct)
-  Ticket done;                           // the bytes are in the target, verified
+  std::shared_ptr<Buffer> read_back;     // staged path, if checked: what the target holds, to be compared
+  Ticket issued;  // the copy is on its lane (staged), or the bytes are there (direct, or checked)
+  Ticket done;    // the bytes are in the target, verified
 };
 
 using ArrivalRef = std::shared_ptr<Arrival>;

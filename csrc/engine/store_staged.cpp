@@ -1,5 +1,6 @@
 // The staged road: device, then pinned host memory, then perhaps a file, and back. The host copy is reused only after
 // the last transfer that reads it; a failed file write leaves the block in host memory, where it is as good.
+#include <cstring>
 #include <utility>
 
 #include "base/bytes.h"
@@ -11,17 +12,38 @@ namespace memsys {
 
 void TensorStore::start_staged_out(const BlockRef& block, const void* source, StreamView producer) {
   auto host = make_small<Buffer>(host_arena_, block->bytes);
+  std::shared_ptr<Buffer> again;
+  if (host_check_ == HostCheck::checksum) again = make_small<Buffer>(host_arena_, block->bytes);
   if (block->target_tier == Tier::file) block->file_span = make_small<FileSpan>(spill_, block->bytes, 0);
   const auto entry = log_->is_on() ? begin_entry_after(engine_->mark(producer), *block, Direction::out) : nullptr;
-  block->copied_out = engine_->copy_out(host->data(), source, block->bytes, producer);
+  block->copied_out = again ? engine_->copy_out({host->data(), again->data()}, source, block->bytes, producer)
+                            : engine_->copy_out({host->data()}, source, block->bytes, producer);
   block->set_host_copy(std::move(host));
-  engine_->run_after(block->copied_out, Direction::out, [this, block, entry] {
+  engine_->run_after(block->copied_out, Direction::out, [this, block, entry, again = std::move(again)] {
     if (entry) end_entry(*entry, nullptr);
-    after_copied_out(block);
+    after_copied_out(block, again);
   });
 }
 
-void TensorStore::after_copied_out(const BlockRef& block) {
+std::exception_ptr TensorStore::compare(const Buffer& wanted, const Buffer& found, int64_t bytes, const char* what) {
+  engine_->device().note_use(wanted.data(), bytes, kHostStream, Use::read);
+  engine_->device().note_use(found.data(), bytes, kHostStream, Use::read);
+  if (std::memcmp(wanted.data(), found.data(), static_cast<size_t>(bytes)) == 0) return nullptr;
+  return std::make_exception_ptr(CorruptionError(
+      std::string(what) + ", " + format_bytes(bytes) + ": two reads of the same bytes differ, checksum wanted " +
+      std::to_string(crc32c(wanted.data(), bytes)) + ", found " + std::to_string(crc32c(found.data(), bytes)) +
+      "; the link, its driver or the memory changed them; check the hardware, or run under a memory checker"));
+}
+
+// A source whose copy is not what it holds has not left: it is the only right one.
+void TensorStore::after_copied_out(const BlockRef& block, const std::shared_ptr<Buffer>& again) {
+  if (again) {
+    const auto error = compare(*block->host_copy(), *again, block->bytes, "copy out of a saved tensor");
+    if (error) {
+      source_left(block, error);
+      return end(block->stored, error);
+    }
+  }
   source_left(block, nullptr);
   if (!block->file_span && host_check_ == HostCheck::off) return end(block->stored, nullptr);
   try {
@@ -64,6 +86,7 @@ bool TensorStore::order_source(const BlockRef& block, StreamView stream) {
 void TensorStore::start_staged_in(const ArrivalRef& arrival) {
   const BlockRef& block = arrival->block;
   auto host = block->host_copy();
+  if (host_check_ == HostCheck::checksum) arrival->read_back = make_small<Buffer>(host_arena_, block->bytes);
   if (host && host_check_ == HostCheck::off) return issue_copy_in(arrival, std::move(host));
   if (host) return verify_then_issue(arrival, std::move(host));
   read_then_issue(arrival);
@@ -75,16 +98,29 @@ void TensorStore::issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffe
     const auto entry = log_->is_on() ? begin_entry_after(arrival->allocated, *arrival->block, Direction::in) : nullptr;
     arrival->copied_in = engine_->copy_in(arrival->target, host->data(), arrival->block->bytes, arrival->allocated,
                                           arrival->block->copied_out);
+    const bool is_checked = arrival->read_back != nullptr;
+    if (is_checked)
+      arrival->copied_in = engine_->read_back(arrival->read_back->data(), arrival->target, arrival->block->bytes);
     // The event's task holds the host copy: it is reused only once nothing reads it.
     engine_->run_after(arrival->copied_in, Direction::in, [this, arrival, entry, host = std::move(host)]() mutable {
       if (entry) end_entry(*entry, nullptr);
-      host.reset();
-      end(arrival->done, nullptr);
+      end_copy_in(arrival, std::move(host));
     });
-    end(arrival->issued, nullptr);
+    if (!is_checked) end(arrival->issued, nullptr);
   } catch (...) {
     fail(arrival, std::current_exception());
   }
+}
+
+void TensorStore::end_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host) {
+  std::exception_ptr error;
+  if (arrival->read_back) {
+    error = compare(*host, *arrival->read_back, arrival->block->bytes, "copy in of a saved tensor");
+    arrival->read_back.reset();
+  }
+  host.reset();
+  if (!arrival->issued.is_done()) end(arrival->issued, error);
+  end(arrival->done, error);
 }
 
 void TensorStore::fail(const ArrivalRef& arrival, std::exception_ptr error) {
@@ -96,6 +132,7 @@ void TensorStore::verify_then_issue(const ArrivalRef& arrival, std::shared_ptr<B
   const BlockRef& block = arrival->block;
   const auto verify = [this, arrival, host = std::move(host)] {
     const SavedBlock& saved = *arrival->block;
+    if (saved.stored.error()) return fail(arrival, saved.stored.error());
     const uint32_t found = crc32c(host->data(), saved.bytes);
     // No checksum: its making failed, which the executor has told.
     if (!saved.has_checksum || found == saved.checksum) return issue_copy_in(arrival, host);

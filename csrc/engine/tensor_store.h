@@ -16,6 +16,8 @@
 
 namespace memsys {
 
+// checksum: host copies have one, and what a lane moved is read a second time and compared. Staged road; a block then
+// takes host memory twice while it moves.
 enum class HostCheck { off, checksum };
 
 struct StoreOptions {
@@ -89,7 +91,9 @@ class TensorStore {
   bool is_direct(const SavedBlock& block) const;
   void start_direct_out(const BlockRef& block, const void* source, StreamView producer);
   void start_staged_out(const BlockRef& block, const void* source, StreamView producer);
-  void after_copied_out(const BlockRef& block);
+  void after_copied_out(const BlockRef& block, const std::shared_ptr<Buffer>& again);
+  std::exception_ptr compare(const Buffer& wanted, const Buffer& found, int64_t bytes, const char* what);
+  void end_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host);
   void store_host_copy(const BlockRef& block);
   void start_direct_in(const ArrivalRef& arrival);
   void start_staged_in(const ArrivalRef& arrival);

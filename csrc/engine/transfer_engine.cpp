@@ -37,12 +37,13 @@ EventRef TransferEngine::mark(StreamView stream) {
   return event;
 }
 
-EventRef TransferEngine::copy_out(void* host_target, const void* source, int64_t bytes, StreamView producer) {
+EventRef TransferEngine::copy_out(std::initializer_list<void*> host_targets, const void* source, int64_t bytes,
+                                  StreamView producer) {
   const EventRef produced = mark(producer);
   EventRef copied = events_->take();
   const std::lock_guard lock(out_mutex_);
   device_->wait(out_stream_, produced->id());
-  device_->copy(host_target, source, bytes, out_stream_);
+  for (void* target : host_targets) device_->copy(target, source, bytes, out_stream_);
   device_->record(copied->id(), out_stream_);
   return copied;
 }
@@ -54,6 +55,14 @@ EventRef TransferEngine::copy_in(void* target, const void* host_source, int64_t 
   device_->wait(in_stream_, allocated->id());
   if (copied_out) device_->wait(in_stream_, copied_out->id());
   device_->copy(target, host_source, bytes, in_stream_);
+  device_->record(copied->id(), in_stream_);
+  return copied;
+}
+
+EventRef TransferEngine::read_back(void* host_target, const void* source, int64_t bytes) {
+  EventRef copied = events_->take();
+  const std::lock_guard lock(in_mutex_);
+  device_->copy(host_target, source, bytes, in_stream_);
   device_->record(copied->id(), in_stream_);
   return copied;
 }

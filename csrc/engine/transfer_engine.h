@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 
@@ -21,11 +22,14 @@ class TransferEngine {
 
   // Marks this moment of `stream`: what was issued on it so far is before the event.
   EventRef mark(StreamView stream);
-  // Out of the device: after everything issued so far on `producer`. The source may be reused after the event.
-  EventRef copy_out(void* host_target, const void* source, int64_t bytes, StreamView producer);
+  // Out of the device, into each of the targets: after everything issued so far on `producer`. The source may be
+  // reused after the event.
+  EventRef copy_out(std::initializer_list<void*> host_targets, const void* source, int64_t bytes, StreamView producer);
   // Into the device: after `allocated` (the target's stream, at its allocation) and `copied_out` (may be null).
   EventRef copy_in(void* target, const void* host_source, int64_t bytes, const EventRef& allocated,
                    const EventRef& copied_out);
+  // Out again what a copy_in brought, in its turn: to be compared with what was sent.
+  EventRef read_back(void* host_target, const void* source, int64_t bytes);
   // Runs the task once the event is complete, in order with other tasks of that direction.
   void run_after(const EventRef& event, Direction direction, Task task);
 

@@ -14,7 +14,7 @@ namespace engine_test {
 
 using namespace memsys;
 
-class DeafDevice final : public Device {
+class DeafDevice : public Device {
  public:
   explicit DeafDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
 

@@ -71,6 +71,8 @@ void on_all_rigs(Tier tier, const std::function<void(Rig&)>& body) {
   for (uint64_t seed = 0; seed < schedules(3); ++seed)
     for (const DeviceKind kind : {DeviceKind::host, DeviceKind::simulated})
       all.push_back({.kind = kind, .seed = seed, .faults = FaultSeam::faulty});
+  for (const DeviceKind kind : {DeviceKind::host, DeviceKind::simulated})
+    all.push_back({.kind = kind, .seed = 7, .faults = FaultSeam::faulty, .host_check = HostCheck::checksum});
   for (const RigOptions& options : all) {
     Rig rig(options);
     CHECK(live(rig, pattern(kBytes, 1), tier) == Outcome::right);

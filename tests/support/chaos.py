@@ -1,7 +1,8 @@
 """Training while operations fail at random: a twin without memsys says what every step must give.
 
-Each read, write and allocation of the core fails with the same small probability, in a kind drawn from the seed. A step
-gives the right bits or raises one of memsys's errors; after an error the same step, without faults, is right.
+Each read and write of the core fails with a small probability, in a kind drawn from the seed, and each request for
+memory, of which there are few, with a larger one. A step gives the right bits or raises one of memsys's errors; after
+an error the same step, without faults, is right.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ STEPS_A_WAY = 250
 
 @dataclass
 class Told:
-    """What happened. `fired`: faults by kind; `errors`: those that reached the script, by class."""
+    """What happened. `fired`: faults by kind; `errors`: those that reached the script, by class; `descriptor_growth`,
+    `thread_growth`: from the end of the first whole cycle of ways to that of the last."""
 
     seed: int
     rate: float
+    memory_rate: float = 0.1
     seconds: float = 0.0
     step_count: int = 0
     fired: Counter = field(default_factory=Counter)
     errors: Counter = field(default_factory=Counter)
+    cycle_count: int = 0
     descriptor_growth: int = 0
     thread_growth: int = 0
 
@@ -53,11 +57,11 @@ class Faults:
 
     def __init__(self, runtime: _C.Runtime, draw: random.Random, told: Told) -> None:
         self._runtime, self._draw, self._told = runtime, draw, told
-        self._io_gap, self._memory_gap = self._gap(), self._gap()
+        self._io_gap, self._memory_gap = self._gap(told.rate), self._gap(told.memory_rate)
         self._kind = draw.choice(KINDS)
 
-    def _gap(self) -> int:
-        return int(math.log(1.0 - self._draw.random()) / math.log(1.0 - self._told.rate))
+    def _gap(self, rate: float) -> int:
+        return int(math.log(1.0 - self._draw.random()) / math.log(1.0 - rate))
 
     def arm(self) -> None:
         self._runtime.arm_io(_C.IoFault.__members__[self._kind], self._io_gap, _C.FaultSpan.once)
@@ -72,10 +76,10 @@ class Faults:
         self._memory_gap -= memory
         if self._io_gap < 0:
             self._told.fired[self._kind] += 1
-            self._io_gap, self._kind = self._gap(), self._draw.choice(KINDS)
+            self._io_gap, self._kind = self._gap(self._told.rate), self._draw.choice(KINDS)
         if self._memory_gap < 0:
             self._told.fired["allocation"] += 1
-            self._memory_gap = self._gap()
+            self._memory_gap = self._gap(self._told.memory_rate)
 
 
 def train(seconds: float, seed: int, folder: Path, rate: float = 1e-3, steps_a_way: int = STEPS_A_WAY) -> Told:
@@ -90,13 +94,13 @@ def train(seconds: float, seed: int, folder: Path, rate: float = 1e-3, steps_a_w
             runtimes.override_runtime(runtime)
             _train_one_way(WAYS[turn % len(WAYS)], Faults(runtime, draw, told), told, folder, steps_a_way)
             turn += 1
-            if turn == len(WAYS):  # everything that is made once has been
-                before = process.num_fds(), len(os.listdir("/proc/self/task"))
+            if turn % (2 * len(WAYS)) == 0:  # every way over both engines; what is made once has been
+                held = process.num_fds(), len(os.listdir("/proc/self/task"))
+                before = before or held
+                told.descriptor_growth, told.thread_growth = held[0] - before[0], held[1] - before[1]
+                told.cycle_count += 1
     finally:
         runtimes.override_runtime(None)
-    if before is not None and turn % len(WAYS) == 0:
-        told.descriptor_growth = process.num_fds() - before[0]
-        told.thread_growth = len(os.listdir("/proc/self/task")) - before[1]
     told.seconds = time.monotonic() - begin
     return told
 

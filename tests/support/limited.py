@@ -1,4 +1,4 @@
-"""Uses of memsys while the system itself refuses: a full disk, too few descriptors, too large a file, no memory to lock.
+"""Uses of memsys while the system itself refuses: a full disk, few descriptors, too large a file, no memory to lock.
 Runs in a process of its own, whose limits are nobody else's.
 """
 

@@ -203,9 +203,14 @@ class Packing:
         found[JOURNAL_SUFFIX] = b"".join(lines[: len(lines) // 2])
         return found
 
-    def make(self) -> Path:
+    def clear(self) -> Path:
+        """From the beginning instead."""
         for one in self._path.parent.iterdir():
             one.unlink()
+        return self._path
+
+    def make(self) -> Path:
+        self.clear()
         for suffix, data in self._interrupted.items():
             self._path.with_name(self._path.name + suffix).write_bytes(data)
         return self._path

@@ -1,5 +1,5 @@
-"""Uses of memsys while the system itself refuses: a full disk, few descriptors, too large a file, no memory to lock.
-Runs in a process of its own, whose limits are nobody else's.
+"""Uses of memsys while the system itself refuses: a full disk, too few descriptors, too large a file, no memory to
+lock. Runs in a process of its own, whose limits are nobody else's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fault_loads import agree, load_named
+from fault_loads import Packing, agree, load_named
 from fault_loop import TYPED, fresh_runtime
 from watchdog import LIMIT_S
 
@@ -35,6 +35,7 @@ def limit(which: int, value: int) -> Iterator[None]:
 @contextmanager
 def full_disk(folder: Path, free_bytes: int) -> Iterator[None]:
     """All of the folder's own file system but `free_bytes` is taken."""
+    assert os.path.ismount(folder), "a disk that others use is not to be filled"
     space = os.statvfs(folder)
     with open(folder / "filler", "wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, max(space.f_bavail * space.f_frsize - free_bytes, 1))
@@ -83,9 +84,13 @@ def main() -> None:
 
 
 def _attempt(load: Any, scarce: Any) -> str | None:
+    make = load.make
+    if isinstance(load, Packing):
+        load.clear()  # the space of what an earlier call left would be enough
+        make = load.clear
     with scarce():
         try:
-            assert agree(load.use(load.make()), load.wanted), "a wrong result was returned"
+            assert agree(load.use(make()), load.wanted), "a wrong result was returned"
         except TYPED as error:
             return type(error).__name__
     return None

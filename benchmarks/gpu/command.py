@@ -6,14 +6,12 @@ import subprocess
 import sys
 import time
 
-import report
-
 TAIL_CHARACTERS = 3000
 LIMIT_S = 450  # a phase has eight minutes, and a report must still be written
 
 
-def run(command: list[str], limit_s: float) -> dict:
-    """Runs one command, its output shown; returns its exit status (124 past the limit), seconds and last output."""
+def execute(command: list[str], limit_s: float) -> tuple[int, str, float]:
+    """Runs one command, its output shown; returns its exit status (124 past the limit), all its output, and seconds."""
     begin = time.monotonic()
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, **pipes, text=True, errors="replace", start_new_session=True)
@@ -25,7 +23,11 @@ def run(command: list[str], limit_s: float) -> dict:
         output, _ = process.communicate()
         status = 124
     print(output, flush=True)
-    seconds = round(time.monotonic() - begin, 1)
+    return status, output, round(time.monotonic() - begin, 1)
+
+
+def told(command: list[str], status: int, output: str, seconds: float) -> dict:
+    """What a report keeps of a command."""
     return {"command": command, "status": status, "seconds": seconds, "output_tail": output[-TAIL_CHARACTERS:]}
 
 
@@ -42,9 +44,12 @@ def split(arguments: list[str]) -> list[list[str]]:
 
 def main() -> None:
     """Runs the commands in turn within one limit; the exit status is 1 if any failed."""
+    import report
+
     report.require_gpu()
     phase, end = sys.argv[1], time.monotonic() + LIMIT_S
-    results = [run(command, max(1.0, end - time.monotonic())) for command in split(sys.argv[2:])]
+    commands = split(sys.argv[2:])
+    results = [told(command, *execute(command, max(1.0, end - time.monotonic()))) for command in commands]
     report.save(phase, {"passed": all(result["status"] == 0 for result in results), "commands": results})
     raise SystemExit(any(result["status"] != 0 for result in results))
 

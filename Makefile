@@ -37,7 +37,7 @@ sanitize-thread:
 
 # The proof at the size of CI: mutants, faults, fuzz, crashes; `scoreboard` runs it in earnest and keeps the figures.
 proof:
-	pytest tests/proof -m "proof and not nightly"
+	pytest tests/proof --timeout 600 -m "proof and not nightly"
 
 scoreboard:
 	MEMSYS_PROOF_DIR=$(RESULTS)/proof pytest tests/proof -m proof
@@ -50,5 +50,6 @@ bench-smoke:
 # The full sweeps and the benchmarks in earnest; their reports stay in the repository.
 nightly: install
 	mkdir -p $(RESULTS)
-	pytest -m nightly --junit-xml=build/nightly.xml
+	MEMSYS_PROOF_DIR=$(RESULTS)/proof pytest -m nightly --junit-xml=build/nightly.xml
+	python3 benchmarks/scoreboard.py
 	pytest benchmarks -m "nightly or not nightly" --benchmark-json=$(RESULTS)/nightly-$$(date -u +%Y-%m-%d).json

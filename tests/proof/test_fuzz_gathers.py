@@ -1,4 +1,4 @@
-"""A million gathers, drawn from ten seeds, against torch's own indexing; CI draws 20,000 with the tests of the table."""
+"""A million gathers, drawn from ten seeds, against torch's own indexing; CI draws 20,000 among the table's tests."""
 
 from __future__ import annotations
 

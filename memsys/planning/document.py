@@ -14,11 +14,12 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from memsys.errors import InputError
+from memsys.errors import InputError, MemsysError
 
 Record = TypeVar("Record")
 _LARGEST = (1 << 63) - 1  # numbers cross into C++
-_WRONG = (OSError, ValueError, KeyError, TypeError, ArithmeticError, LookupError, RecursionError, RuntimeError)
+_WRONG = (OSError, ValueError, KeyError, TypeError, ArithmeticError, LookupError, RecursionError, RuntimeError,
+          MemsysError)  # fmt: skip
 
 
 def write(path: str | os.PathLike[str], format_: str, record: object) -> None:

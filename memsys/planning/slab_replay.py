@@ -39,7 +39,7 @@ def slab_arguments(plan: AddressPlan) -> tuple[list[int], list[int], int]:
 def replay_on_slab(plan: AddressPlan, runtime: _C.Runtime, steps: int = 2) -> SlabReplay:
     """Replays the planned requests of a step, `steps` times, on the runtime's device, which is the host.
 
-    Raises CorruptionError if a request did not find its pattern again, RuntimeError if live blocks overlap.
+    Raises CorruptionError if a request did not find its pattern again, MemsysError if live blocks overlap.
     """
     slab = _C.PlannedSlab(runtime, *slab_arguments(plan))
     events = [event for event in events_of(plan.requests) if plan.offsets[event[1]] >= 0]

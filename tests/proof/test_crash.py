@@ -27,6 +27,7 @@ SEED = 20
 FORKED = """
 import os, sys
 import memsys, torch
+torch.set_num_threads(1)  # torch's own threads do not survive a fork, whoever uses them
 from gradients import *
 model = offloaded(small_model(), sys.argv[1], TIERS["file"])
 wanted = step(small_model(), small_input())

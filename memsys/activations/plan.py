@@ -73,12 +73,13 @@ def plan(
     options = OffloadOptions(device_budget, host_budget, disk_budget, spill_dir, min_bytes=min_bytes,
                              exclude=tuple(exclude))  # fmt: skip
     with _session_of(model, options, rows) as session:
-        return _planned(session.planner, trial)
+        return _planned(session, trial)
 
 
-def _planned(planner: Planner, trial: TrialStep) -> Plan:
+def _planned(session: Session, trial: TrialStep) -> Plan:
     begin = time.perf_counter()
     trial.run()
+    planner = session.planner  # there is one once a step has run
     step = planner.take_last()
     is_short = time.perf_counter() - begin < _LONGEST_FIRST_S
     if is_short:

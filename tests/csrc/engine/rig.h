@@ -52,6 +52,7 @@ class Rig {
                                .device = device,
                                .io = runtime->io,
                                .host_upstream = runtime->faulty_memory,
+                               .target_upstream = nullptr,
                                .spill_folder = folder.path(),
                                .device_budget_bytes = options.device_budget_bytes,
                                .host_budget_bytes = options.host_budget_bytes,

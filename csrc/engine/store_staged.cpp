@@ -114,12 +114,13 @@ void TensorStore::issue_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffe
 
 void TensorStore::end_copy_in(const ArrivalRef& arrival, std::shared_ptr<Buffer> host) {
   std::exception_ptr error;
-  if (arrival->read_back) {
+  const bool is_checked = arrival->read_back != nullptr;
+  if (is_checked) {
     error = compare(*host, *arrival->read_back, arrival->block->bytes, "copy in of a saved tensor");
     arrival->read_back.reset();
   }
   host.reset();
-  if (!arrival->issued.is_done()) end(arrival->issued, error);
+  if (is_checked) end(arrival->issued, error);  // else whoever issued the copy ends it, maybe at this moment
   end(arrival->done, error);
 }
 

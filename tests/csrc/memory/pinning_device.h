@@ -7,14 +7,14 @@
 #include <mutex>
 
 #include "base/error.h"
-#include "device/device.h"
+#include "device/forwarding_device.h"
 
 namespace memory_test {
 
-class PinningDevice : public memsys::Device {
+class PinningDevice : public memsys::ForwardingDevice {
  public:
-  explicit PinningDevice(std::shared_ptr<memsys::Device> inner) : inner_(std::move(inner)) {
-    capabilities_ = inner_->capabilities();
+  explicit PinningDevice(std::shared_ptr<memsys::Device> inner) : ForwardingDevice(std::move(inner)) {
+    capabilities_ = ForwardingDevice::capabilities();
     capabilities_.needs_pinning = true;
   }
   const memsys::Capabilities& capabilities() const override { return capabilities_; }
@@ -37,38 +37,10 @@ class PinningDevice : public memsys::Device {
     return total;
   }
 
-  void* allocate(int64_t bytes, memsys::StreamView stream) override { return inner_->allocate(bytes, stream); }
-  void free(void* pointer, int64_t bytes, memsys::StreamView stream) noexcept override {
-    inner_->free(pointer, bytes, stream);
-  }
-  memsys::StreamView create_stream(const std::string& name) override { return inner_->create_stream(name); }
-  void destroy_stream(memsys::StreamView stream) noexcept override { inner_->destroy_stream(stream); }
-  memsys::EventId create_event() override { return inner_->create_event(); }
-  void destroy_event(memsys::EventId event) noexcept override { inner_->destroy_event(event); }
-  void record(memsys::EventId event, memsys::StreamView stream) override { inner_->record(event, stream); }
-  void wait(memsys::StreamView stream, memsys::EventId event) override { inner_->wait(stream, event); }
-  bool query(memsys::EventId event) override { return inner_->query(event); }
-  void synchronize(memsys::EventId event) override { inner_->synchronize(event); }
-  memsys::Gate gate(memsys::EventId event) override { return inner_->gate(event); }
-  void copy(void* target, const void* source, int64_t bytes, memsys::StreamView stream) override {
-    inner_->copy(target, source, bytes, stream);
-  }
-  void fill(void* target, unsigned char value, int64_t bytes, memsys::StreamView stream) override {
-    inner_->fill(target, value, bytes, stream);
-  }
-  void note_use(const void* pointer, int64_t bytes, memsys::StreamView stream, memsys::Use use) override {
-    inner_->note_use(pointer, bytes, stream, use);
-  }
-  void note_free(const void* pointer, int64_t bytes, memsys::StreamView stream) override {
-    inner_->note_free(pointer, bytes, stream);
-  }
-  void note_user(const void* pointer, memsys::StreamView stream) override { inner_->note_user(pointer, stream); }
-
   std::atomic<bool> refuses{false};
   std::atomic<void*> last_refused{nullptr};
 
  private:
-  const std::shared_ptr<memsys::Device> inner_;
   memsys::Capabilities capabilities_;
   mutable std::mutex mutex_;
   std::map<void*, int64_t> registered_;
